@@ -1,0 +1,57 @@
+# Every target sets up what it needs on a machine that has Python 3.11-3.13 and make.
+# The environment is .venv; it is made once (about a minute, 2.6 GB on disk).
+
+PYTHON ?= python3
+# More words for the one pip call that installs torch, such as another index with a CPU build:
+#   make venv TORCH_ARGS="--index-url <address>"
+TORCH_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# -qq: errors only. Constraints hold every package at the version the tests ran with.
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install demo test check format test-gpu clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## make the environment .venv with everything demo and test need
+install: venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: no program '$(PYTHON)' found, \
+	Python 3.11, 3.12 or 3.13 is needed; name one with 'make PYTHON=python3.11 ...'" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	"make: Python 3.11, 3.12 or 3.13 is needed, got %d.%d from $(PYTHON); name another with \"make PYTHON=python3.11 ...\"" % v)'
+	@echo "installing into $(VENV) (once; about 2.6 GB on disk) ..."
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@# torch first and alone: asked for by another package, pip may choose a newer release with
+	@# gigabytes of CUDA libraries; once it is there, the constraint keeps it.
+	@$(PIP_INSTALL) $(TORCH_ARGS) torch
+	@$(PIP_INSTALL) -e '.[ocr,test]'
+	@touch $@
+
+demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8, print the table
+	@$(PY) scripts/demo.py
+
+test: check ## lint, formatting and all tests (tests marked gpu are skipped without a GPU)
+	@$(PY) -m pytest
+
+check: $(STAMP) ## lint and formatting only; edits nothing
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: $(STAMP) ## rewrite the Python files: import order, safe fixes, formatting
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+test-gpu: $(STAMP) ## only the tests marked gpu; fails where there is no GPU
+	@$(PY) -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: torch sees no CUDA device; run it on a machine with an NVIDIA GPU and a CUDA build of torch")'
+	@$(PY) -m pytest -m gpu
+
+clean: ## remove .venv and caches; results and checkpoints stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,249 @@
+"""INT8 matrix product with row and column scales and the bias in its epilogue.
+
+    y[m, n] = x_scale[m] * w_scale[n] * sum_k x[m, k] * w[n, k]  (+ bias[n])
+
+SmoothQuant, arXiv:2211.10438, eq. 2: scales that sit on the outer dimensions of a product, a row of
+activations (token) and an output channel of the weight, factor out of the sum over k, so the sum is
+pure integer arithmetic.
+
+Why one kernel: unfused, the int32 accumulator is written (4MN bytes), read back (4MN) and written
+again as bf16 (2MN). Scaling it in registers leaves only the last: 8MN bytes saved, 432 MB for the
+w1 of one Ideogram 4 block (M 4396, N 12288), 0.46 ms at the 936 GB/s of an RTX 3090 beside the
+1.75 ms that the product itself takes at 284 TOPS.
+
+Overflow: codes lie in [-127, 127], so |sum| <= 127^2 K fits int32 while K <= 133,144. The largest
+K here is 53,248 (`llm_cond_proj`).
+"""
+
+import functools
+
+import torch
+
+from kernels.backend import backend_name
+
+K_MAX = (2**31 - 1) // 127**2  # 133,144
+OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+# 1024 products of two int8 codes, -128 included, sum to at most 2^24, and fp32 holds every integer
+# up to 2^24: within a slice of 1024 columns any order of fp32 additions is exact.
+FP32_EXACT_K = 2**24 // 128**2
+
+
+@functools.cache
+def int_mm_is_exact() -> bool:
+    """Tell whether this CPU's `torch._int_mm` returns the true sum (measured once per process).
+
+    oneDNN multiplies u8 by s8 there, and without VNNI the instruction it uses (vpmaddubsw) adds two
+    products in *saturating int16*: on such a CPU full-range codes give wrong sums
+    (pytorch/pytorch#136746; reproduce with ONEDNN_MAX_CPU_ISA=AVX2). 2 x 127 x 127 fits int16, the
+    shifted 2 x 255 x 127 does not, so a product of all-127 codes tells the two kinds apart. One row
+    and sixteen rows are tried because oneDNN may pick different kernels for them.
+    """
+    for rows in (1, 16):
+        x = torch.full((rows, 64), 127, dtype=torch.int8)
+        w = torch.full((16, 64), 127, dtype=torch.int8)
+        if not bool((torch._int_mm(x, w.t()) == 64 * 127**2).all()):
+            return False
+    return True
+
+
+def _with_plain_strides(t: torch.Tensor) -> torch.Tensor:
+    """Return t with strides (>= columns, 1), copied if need be.
+
+    Of other strides oneDNN refuses some, and `torch._int_mm` of torch 2.13 then returns memory that
+    nothing was written to (pytorch/pytorch#195066): a repeated row, and the arbitrary stride of a
+    dimension of size 1. The last view is what renews the latter.
+    """
+    if t.stride(1) == 1 and t.stride(0) >= t.shape[1]:
+        return t
+    return t.contiguous().view(-1).view(t.shape)
+
+
+def accumulate_in_fp32(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Sum over k exactly by fp32 products of at most 1024 columns each, added in int32."""
+    acc = torch.zeros(x.shape[0], w.shape[0], dtype=torch.int32, device=x.device)
+    # Autocast would run the product in bf16 and round its result.
+    with torch.autocast(x.device.type, enabled=False):
+        for x_k, w_k in zip(x.split(FP32_EXACT_K, 1), w.split(FP32_EXACT_K, 1), strict=True):
+            acc += torch.mm(x_k.float(), w_k.float().t()).to(torch.int32)
+    return acc
+
+
+def accumulate(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Compute sum_k x[m, k] w[n, k] exactly.
+
+    One core of an AMD EPYC with VNNI, ms (median of 30), x (400, K), w (N, K):
+
+        (N, K)        _int_mm    fp32 slices    fp64    int32 matmul
+        (768, 256)       0.19           1.76    3.09            4.33
+        (256, 768)       0.20           1.70    3.15            4.65
+        (4608, 4608)     20.7            206     360
+
+    so `torch._int_mm` is taken wherever the CPU gets it right, and fp32 slices elsewhere: without
+    VNNI, and for K = 1, where the strides of w.t() are those of a row-major matrix too and oneDNN
+    takes it for one. CUDA has no general integer product in torch, so a CUDA tensor (tests only)
+    goes through fp64, exact for |sum| < 2^53.
+
+    Args:
+        x: (M, K) int8, any strides.
+        w: (N, K) int8, any strides.
+
+    Returns:
+        (M, N) int32.
+    """
+    if x.device.type == "cuda":
+        return torch.mm(x.double(), w.double().t()).to(torch.int32)
+    if x.shape[1] > 1 and int_mm_is_exact():
+        return torch._int_mm(_with_plain_strides(x), _with_plain_strides(w).t())
+    return accumulate_in_fp32(x, w)
+
+
+def int8_gemm_reference(
+    x: torch.Tensor,  # (M, K) int8
+    x_scale: torch.Tensor,  # (M,) float32
+    w: torch.Tensor,  # (N, K) int8
+    w_scale: torch.Tensor,  # (N,) float32
+    bias: torch.Tensor | None,  # (N,)
+    out_dtype: torch.dtype,
+) -> torch.Tensor:  # (M, N) out_dtype
+    """Compute the equation above in plain torch: exact int32 sum, fp32 epilogue, one cast.
+
+    Scales are applied row first, then column, then bias, in the order of the Triton kernel. In
+    place: 0.08 ms against 0.49 ms for (400, 768) when every step allocates.
+    """
+    y = accumulate(x, w).to(torch.float32)
+    y.mul_(x_scale[:, None]).mul_(w_scale)
+    if bias is not None:
+        y.add_(bias)
+    return y.to(out_dtype)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    """Render a tensor for an error message: `(12288, 4600) float16`."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _check(x, x_scale, w, w_scale, bias, out_dtype) -> None:
+    """Raise ValueError on the first argument that breaks the signature of `int8_gemm`."""
+    if x.dtype != torch.int8 or x.ndim == 0:
+        raise ValueError(
+            f"int8_gemm: x must be (..., K) int8, got {_describe(x)}; "
+            "quantize with kernels.quant_rows.quant_rows"
+        )
+    k = x.shape[-1]
+    if not 1 <= k <= K_MAX:
+        raise ValueError(
+            f"int8_gemm: K must be in 1..{K_MAX}, beyond which int32 sums can overflow, got {k}; "
+            "split K and add the parts"
+        )
+    if w.dtype != torch.int8 or w.ndim != 2 or w.shape[1] != k:
+        raise ValueError(
+            f"int8_gemm: weight must be (N, K) int8 with K={k}, got {_describe(w)}; "
+            "quantize with quant.int8.quantize_weight"
+        )
+    if not w.is_contiguous():
+        # A copy per call would move the whole weight each time; once at load is free.
+        raise ValueError(
+            f"int8_gemm: weight must be row-major, got strides {tuple(w.stride())} for shape "
+            f"{tuple(w.shape)}; call .contiguous() once where it is loaded"
+        )
+    rows, n = x.shape[:-1], w.shape[0]
+    if x_scale.dtype != torch.float32 or x_scale.shape not in (rows, (*rows, 1)):
+        raise ValueError(
+            f"int8_gemm: x_scale must be float32 with one value per row, {tuple(rows)} or "
+            f"{(*rows, 1)}, got {_describe(x_scale)}; use the scales that quant_rows returned"
+        )
+    if w_scale.dtype != torch.float32 or w_scale.shape != (n,):
+        raise ValueError(
+            f"int8_gemm: w_scale must be (N,) float32 with N={n}, got {_describe(w_scale)}; "
+            "use the scales that quant.int8.quantize_weight returned"
+        )
+    if bias is not None and (bias.dtype not in OUT_DTYPES or bias.shape != (n,)):
+        raise ValueError(
+            f"int8_gemm: bias must be (N,) bfloat16, float16 or float32 with N={n}, "
+            f"got {_describe(bias)}; pass the bias of the layer that the weight came from"
+        )
+    if out_dtype not in OUT_DTYPES:
+        raise ValueError(
+            f"int8_gemm: out_dtype must be bfloat16, float16 or float32, got "
+            f"{str(out_dtype).removeprefix('torch.')}; cast the result instead"
+        )
+    for name, tensor in (("weight", w), ("x_scale", x_scale), ("w_scale", w_scale), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(
+                f"int8_gemm: {name} must be on {x.device} like x, got {tensor.device}; "
+                "move the layer and its input to one device"
+            )
+
+
+# custom_op, not triton_op: opaque to torch.compile, so the CPU implementation can stay plain torch
+# and the choice of a tile can stay plain Python.
+@torch.library.custom_op("dit8::int8_gemm", mutates_args=(), device_types="cpu")
+def _int8_gemm(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    w: torch.Tensor,
+    w_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    return int8_gemm_reference(x, x_scale, w, w_scale, bias, out_dtype)
+
+
+@_int8_gemm.register_kernel("cuda")
+def _int8_gemm_cuda(x, x_scale, w, w_scale, bias, out_dtype):
+    backend_name(x.device)  # raises where the kernel cannot run: there is no other path to take
+    from kernels.int8_gemm_triton import choose_config, launch
+
+    (m, k), n = x.shape, w.shape[0]
+    out = x.new_empty((m, n), dtype=out_dtype)
+    if out.numel() > 0:
+        with torch.cuda.device(x.device):
+            launch(x, x_scale, w, w_scale, bias, out, choose_config(m, n, k, x.device))
+    return out
+
+
+@_int8_gemm.register_fake
+def _int8_gemm_fake(x, x_scale, w, w_scale, bias, out_dtype):
+    return x.new_empty((x.shape[0], w.shape[0]), dtype=out_dtype)
+
+
+def int8_gemm(
+    x: torch.Tensor,  # (..., K) int8
+    x_scale: torch.Tensor,  # (...) or (..., 1) float32
+    w: torch.Tensor,  # (N, K) int8
+    w_scale: torch.Tensor,  # (N,) float32
+    bias: torch.Tensor | None = None,  # (N,)
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:  # (..., N) out_dtype
+    """Multiply int8 activations by int8 weights and scale the exact sums.
+
+    y[m, n] = x_scale[m] * w_scale[n] * sum_k x[m, k] * w[n, k] (+ bias[n]), SmoothQuant,
+    arXiv:2211.10438, eq. 2. Accumulates in int32, scales and adds the bias in fp32, casts once.
+
+    Args:
+        x: (..., K) int8, codes in [-127, 127], K <= 133,144. Rows may be strided (`x[::2]`): the
+            kernel takes a row stride, so no copy is made. Only an x whose last dimension is not
+            contiguous, or whose leading dimensions do not flatten to one stride, is copied.
+        x_scale: (...) or (..., 1) float32, the value of one code step in each row.
+        w: (N, K) int8, row-major, codes in [-127, 127].
+        w_scale: (N,) float32, the value of one code step in each output channel.
+        bias: (N,) bfloat16, float16 or float32, or None.
+        out_dtype: bfloat16, float16 or float32.
+
+    Returns:
+        (..., N) of out_dtype, row-major, in the unit of the unquantized product.
+
+    Raises:
+        ValueError: a shape, dtype, stride or device breaks the signature.
+        UserError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
+
+    Does not quantize, does not look at the codes (-128 is multiplied as it stands), and has no
+    backward. The first call on CUDA for a new (M bucket, N, K) times the tiles, so it must happen
+    before a CUDA graph is captured.
+    """
+    _check(x, x_scale, w, w_scale, bias, out_dtype)
+    rows, k = x.shape[:-1], x.shape[-1]
+    out = _int8_gemm(x.reshape(-1, k), x_scale.reshape(-1), w, w_scale, bias, out_dtype)
+    return out.reshape(*rows, w.shape[0])

@@ -1,0 +1,99 @@
+"""Read generated posters during training, in processes beside the training loop."""
+
+import multiprocessing as mp
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from eval.matching import exact_fraction, mean_distance
+from eval.reading import read
+from models.mini_tokenizer import build_tokenizer, encode_chat
+from models.poster_drawing import draw_poster
+from models.posters import Poster, caption_json, make_poster
+from models.training.flow import IMAGE_TOKENS, sample
+from models.training.pool import decode_tokens
+from models.training.text import text_features
+
+PROBE_SEED = 5_000_000  # probe posters: held-out words, seeds apart from the published sets'
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Held-out posters of one tier with their text features and fixed noise on the device."""
+
+    tier: str
+    posters: tuple[Poster, ...]
+    text: torch.Tensor  # (n, T, F)
+    mask: torch.Tensor  # (n, T) bool
+    noise: torch.Tensor  # (n, 256, C)
+
+
+def make_probe(tier: str, n: int, encoder, channels: int, device) -> Probe:
+    """Build a probe of `n` posters."""
+    posters = tuple(make_poster(tier, PROBE_SEED + i, held_out=True) for i in range(n))
+    tokenizer = build_tokenizer()
+    ids = [encode_chat(tokenizer, caption_json(poster)) for poster in posters]
+    lengths = torch.tensor([len(row) for row in ids], device=device)
+    padded = torch.zeros(n, int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(ids):
+        padded[i, : len(row)] = torch.tensor(row)
+    text = text_features(encoder, padded.to(device), lengths)
+    mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    noise = torch.randn(n, IMAGE_TOKENS, channels, generator=generator).to(device)
+    return Probe(tier, posters, text, mask, noise)
+
+
+def draw_probe(model, vae, probe: Probe, steps: int) -> np.ndarray:
+    """Generate the probe's pictures: (n, 256, 256, 3) uint8."""
+    cuda = probe.noise.is_cuda
+    with torch.no_grad(), torch.autocast(probe.noise.device.type, torch.bfloat16, enabled=cuda):
+        latents = sample(model, probe.noise, probe.text, probe.mask, steps)
+    return decode_tokens(vae, latents).cpu().numpy()
+
+
+def read_one(item: tuple[np.ndarray, tuple[str, ...]]) -> tuple[float, float]:
+    """Score one picture: share of its texts read exactly, and mean edit distance."""
+    pixels, texts = item
+    reading = read(pixels)
+    return exact_fraction(texts, reading), mean_distance(texts, reading)
+
+
+class Reader:
+    """A pool of OCR processes; results arrive through a callback while training goes on."""
+
+    def __init__(self, workers: int):
+        self._pool = mp.get_context("spawn").Pool(workers) if workers else None
+
+    def read(
+        self,
+        pictures: np.ndarray,
+        posters: tuple[Poster, ...],
+        report: Callable[[float, float], None],
+    ) -> None:
+        """Read in the background and report (share read exactly, mean edit distance)."""
+        if self._pool is None:
+            return
+        items = [(pixels, poster.texts) for pixels, poster in zip(pictures, posters, strict=True)]
+
+        def done(rows):
+            exact, ned = np.array(rows).mean(axis=0)
+            report(float(exact), float(ned))
+
+        def failed(error):
+            raise RuntimeError(f"reading the probe failed: {error}")
+
+        self._pool.map_async(read_one, items, callback=done, error_callback=failed)
+
+    def close(self) -> None:
+        """Wait for what is under way and end the processes."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool.join()
+
+
+def references(posters: tuple[Poster, ...]) -> np.ndarray:
+    """Draw the probe's reference pictures."""
+    return np.stack([np.asarray(draw_poster(poster)) for poster in posters])

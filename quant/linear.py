@@ -1,0 +1,140 @@
+"""A linear with int8 weights and int8 activations, and its exchange for a stock one.
+
+    y = (q(x / smooth) wq^T) * x_scale * ws + bias
+
+with q the row-wise rounding of `quant.int8`. The codes are the same on both paths:
+"fake_quant" turns them back into the compute dtype and multiplies there, "fused" multiplies the
+integers (int8 x int8 -> int32) and applies both scales once, at the end.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kernels.int8_gemm import int8_gemm
+from kernels.quant_rows import quant_rows
+from quant.errors import UserError
+from quant.int8 import dequantize, quantize_rows
+
+GEMMS = ("fused", "fake_quant")
+
+
+class Int8Linear(nn.Module):
+    """Multiply by an int8 weight; each call quantizes its input once.
+
+    Args:
+        wq: (N, K) int8.
+        ws: (N,) fp32.
+        smooth: (K,) fp32 divisor of the activation, or None (none, or folded).
+        bias: (N,) floating, or None.
+        gemm: "fused" or "fake_quant".
+
+    Raises:
+        UserError: unknown `gemm`.
+        ValueError: shapes or dtypes disagree.
+
+    Casting the module (`.to(dtype)`) leaves `ws` and `smooth` in fp32: a bf16 scale would move
+    every weight by up to 0.4 %. q, k and v each quantize the input they share; the fused engine
+    avoids that, not this class.
+
+    fake_quant dequantizes its weight in every call and keeps no copy. A kept one would be two to
+    four times the int8 weight (18.6 GB per real branch in bf16), times measured with it would not
+    be those of the unfused path that papers report, and it saves nothing at the mini's size:
+    54 ms per forward of 256 rows with and without, fp32, one CPU core.
+    """
+
+    def __init__(
+        self,
+        wq: torch.Tensor,
+        ws: torch.Tensor,
+        smooth: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        *,
+        gemm: str = "fused",
+    ) -> None:
+        super().__init__()
+        check_gemm(gemm)
+        if wq.ndim != 2 or wq.dtype != torch.int8:
+            raise ValueError(f"Int8Linear: wq must be (N, K) int8, got {_describe(wq)}")
+        n, k = wq.shape
+        if ws.shape != (n,) or ws.dtype != torch.float32:
+            raise ValueError(f"Int8Linear: ws must be ({n},) float32, got {_describe(ws)}")
+        if smooth is not None and (smooth.shape != (k,) or smooth.dtype != torch.float32):
+            raise ValueError(f"Int8Linear: smooth must be ({k},) float32, got {_describe(smooth)}")
+        if bias is not None and (bias.shape != (n,) or not bias.is_floating_point()):
+            raise ValueError(f"Int8Linear: bias must be ({n},) floating, got {_describe(bias)}")
+        self.register_buffer("wq", wq)
+        self.register_buffer("ws", ws)
+        self.register_buffer("smooth", smooth)
+        self.register_buffer("bias", bias)
+        self.out_features, self.in_features = n, k
+        self.gemm = gemm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute y (..., N) in x's dtype from x (..., K)."""
+        if self.gemm == "fused":
+            codes, x_scale = quant_rows(x, self.smooth)
+            return int8_gemm(codes, x_scale, self.wq, self.ws, self.bias, out_dtype=x.dtype)
+        codes, x_scale = quantize_rows(x, self.smooth)
+        weight = dequantize(self.wq, self.ws[:, None], x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(dequantize(codes, x_scale, x.dtype), weight, bias)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Int8Linear":
+        """Move with the module, but keep the scales in fp32."""
+        exact = {name: getattr(self, name) for name in ("ws", "smooth")}
+        super()._apply(fn, recurse)
+        for name, tensor in exact.items():
+            if tensor is not None:
+                setattr(self, name, tensor.to(getattr(self, name).device))
+        return self
+
+    def extra_repr(self) -> str:
+        """Name shape and path, for print(model)."""
+        smooth = "explicit" if self.smooth is not None else "none or folded"
+        return f"{self.in_features}, {self.out_features}, gemm={self.gemm}, smooth={smooth}"
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def check_gemm(gemm: str) -> None:
+    """Refuse an unknown path.
+
+    Raises:
+        UserError: not one of GEMMS.
+    """
+    if gemm not in GEMMS:
+        raise UserError(f"Int8Linear: gemm must be one of {', '.join(GEMMS)}, got {gemm!r}")
+
+
+def check_swappable(module: nn.Module, names: Iterable[str]) -> None:
+    """Make sure that every name is a stock linear.
+
+    Raises:
+        UserError: a name is missing or is something else, such as an Int8Linear.
+    """
+    found = dict(module.named_modules())
+    for name in names:
+        if type(found.get(name)) is not nn.Linear:
+            raise UserError(
+                f"swap_linears: {name} must be a torch.nn.Linear, got "
+                f"{type(found.get(name)).__name__}; load the unquantized model first"
+            )
+
+
+def swap_linears(module: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Put each replacement in the place of the stock linear of that name.
+
+    All names are checked before the first exchange, so an error leaves the module as it was.
+
+    Raises:
+        UserError: a name is not a `torch.nn.Linear` of the module.
+    """
+    check_swappable(module, replacements)
+    for name, replacement in replacements.items():
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, replacement)

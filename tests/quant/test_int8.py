@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from kernels.quant_rows import quant_rows
+from quant.errors import UserError
+from quant.int8 import dequantize, quantize_rows, quantize_weight, relative_error
+
+
+def test_codes_by_hand():
+    # max 127 -> scale 1: ties go to the even code, the ends are -127 and 127
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -127.0]])
+    codes, scales = quantize_rows(x)
+    assert torch.equal(codes, torch.tensor([[127, 0, 2, 2, 0, -2, -127]], dtype=torch.int8))
+    assert torch.equal(scales, torch.ones(1, 1))
+
+
+def test_weight_scales_are_per_output_channel():
+    weight = torch.tensor([[1.0, -2.0], [254.0, 127.0]])
+    codes, scales = quantize_weight(weight)
+    assert scales.shape == (2,)
+    assert torch.equal(scales, torch.tensor([2.0, 254.0]) / 127)
+    # 1 / (2 / 127) = 63.5 falls to a neighbour by the rounding of the scale: 63 or 64 are both fair
+    assert codes[0, 0].item() in (63, 64)
+    assert torch.equal(codes[:, 1], torch.tensor([-127, 64], dtype=torch.int8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_at_most_half_a_code(dtype):
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+    codes, scales = quantize_rows(x)
+    error = (x.double() - codes.double() * scales.double()).abs()
+    # half a code, and the fp32 division may move a value by 127 eps/2 codes before it is rounded
+    assert (error <= scales.double() * (0.5 + 127 * 2**-24)).all()
+    assert codes.abs().max() == 127
+
+
+def test_scale_stays_fp32_for_bf16_input():
+    x = torch.tensor([[1.0, 0.37]], dtype=torch.bfloat16)
+    _, scales = quantize_rows(x)
+    assert torch.equal(scales, torch.tensor([[1.0 / 127]], dtype=torch.float64).float())
+    assert scales.bfloat16().float() != scales
+
+
+def test_zero_tiny_and_broken_rows():
+    x = torch.tensor([[0.0, 0.0], [1e-44, 0.0], [torch.nan, 1.0], [torch.inf, 1.0], [1.0, 1.0]])
+    codes, scales = quantize_rows(x)
+    assert torch.equal(codes[[0, 2, 3]], torch.zeros(3, 2, dtype=torch.int8))
+    assert scales[0] == 1.0
+    assert torch.equal(scales[2:4].isnan(), torch.ones(2, 1, dtype=torch.bool))
+    assert torch.equal(codes[4], torch.tensor([127, 127], dtype=torch.int8))
+
+
+def test_codes_stay_in_range_where_the_scale_is_a_rounded_subnormal():
+    # 178 / 127 = 1.4 steps of the smallest fp32 number round to 1, so the quotient is 178
+    codes, _ = quantize_rows(torch.tensor([[-178.0, 178.0]]) * 2.0**-149)
+    assert torch.equal(codes, torch.tensor([[-127, 127]], dtype=torch.int8))
+
+
+@pytest.mark.parametrize("has_smooth", [False, True], ids=["plain", "smooth"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_equal_the_kernel_bit_for_bit(dtype, has_smooth):
+    generator = torch.Generator().manual_seed(3)
+    x = (torch.randn(3, 17, 100, generator=generator) * 10).to(dtype)
+    x[0, 0], x[1, 2], x[2, 3, 4] = 0.0, 1e-38, torch.nan
+    smooth = torch.rand(100, generator=generator) + 0.1 if has_smooth else None
+    codes, scales = quantize_rows(x, smooth)
+    kernel_codes, kernel_scales = quant_rows(x, smooth)
+    assert torch.equal(codes, kernel_codes)
+    assert torch.equal(scales.nan_to_num(), kernel_scales.nan_to_num())
+    assert scales.shape == kernel_scales.shape == (3, 17, 1)
+
+
+def test_smooth_divides_before_rounding():
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    smooth = torch.arange(1.0, 9.0)
+    for got, wanted in zip(quantize_rows(x, smooth), quantize_rows(x / smooth), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_dequantize_rounds_once():
+    codes, scale = torch.tensor([[101]], dtype=torch.int8), torch.tensor([[1.0039062]])
+    assert torch.equal(
+        dequantize(codes, scale, torch.bfloat16), torch.tensor([[101 * 1.0039062]]).bfloat16()
+    )
+    # rounding the scale to bf16 first would give 101, the two must differ for this test to mean it
+    assert dequantize(codes, scale, torch.bfloat16) != (codes.bfloat16() * scale.bfloat16())
+
+
+def test_relative_error_by_hand():
+    a, b = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    assert relative_error(a, b) == pytest.approx(3 / 5)
+    assert relative_error(a, b, torch.tensor([1.0, 0.0])) == 0.0
+    assert relative_error(torch.zeros(2, 2), b) == 0.0
+    tall = torch.randn(1100, 3, generator=torch.Generator().manual_seed(0))  # several chunks
+    assert relative_error(tall, tall * 1.5) == pytest.approx(0.5)
+
+
+def test_weight_refuses_what_is_no_finite_matrix():
+    with pytest.raises(ValueError, match=r"must be a floating \(N, K\) matrix, got \(3,\)"):
+        quantize_weight(torch.ones(3))
+    with pytest.raises(ValueError, match="got .* torch.int8"):
+        quantize_weight(torch.ones(3, 3, dtype=torch.int8))
+    with pytest.raises(UserError, match=r"layers.0.w2 \(1, 2\) must be finite, got NaN"):
+        quantize_weight(torch.tensor([[1.0, torch.inf]]), "layers.0.w2")
+    with pytest.raises(ValueError, match="at least one column"):
+        quantize_rows(torch.ones(3, 0))
