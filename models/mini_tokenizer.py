@@ -74,9 +74,3 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
 
-
-def encode_chat(tokenizer: PreTrainedTokenizerFast, caption: str) -> list[int]:
-    """Encode a caption as `Ideogram4Pipeline.encode_prompt` does: one user turn, then the cue."""
-    messages = [{"role": "user", "content": [{"type": "text", "text": caption}]}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]

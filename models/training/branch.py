@@ -144,5 +144,5 @@ def build_optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Opti
     matrices = [p for n, p in model.layers.named_parameters() if p.ndim == 2 and "adaln" not in n]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.985), weight_decay=0.01)
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.985), weight_decay=0.01, fused=True)
     return [StackedMuon(matrices, lr=lr), adamw]

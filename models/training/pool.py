@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 
-from models.mini_tokenizer import build_tokenizer, encode_chat
+from models.chat import encode_chat
+from models.mini_tokenizer import build_tokenizer
 from models.poster_drawing import draw_poster
 from models.posters import GRID, IMAGE_PX, TIERS, caption_json, make_poster
 

@@ -9,7 +9,8 @@ import torch
 
 from eval.matching import exact_fraction, mean_distance
 from eval.reading import read
-from models.mini_tokenizer import build_tokenizer, encode_chat
+from models.chat import encode_chat
+from models.mini_tokenizer import build_tokenizer
 from models.poster_drawing import draw_poster
 from models.posters import Poster, caption_json, make_poster
 from models.training.flow import IMAGE_TOKENS, sample

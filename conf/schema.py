@@ -1,0 +1,154 @@
+"""Every key a configuration may have, with its type: a mistyped override fails at composition.
+
+YAML carries scalars; these dataclasses say which. `scripts/cli.py` turns a composed configuration
+into them at the first line of every script, so nothing behind the scripts knows Hydra.
+"""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class PlantConfig:
+    """How a model with planted outliers is derived; see quant/plant.py."""
+
+    source: str = MISSING  # folder of the natural model
+    seed: int = 0
+    fraction: float = 0.01
+    factors: list[float] = field(default_factory=lambda: [8.0, 16.0, 32.0, 64.0])
+
+
+@dataclass
+class ModelConfig:
+    """Where a model is and what it expects."""
+
+    name: str = MISSING
+    path: str = MISSING  # diffusers folder; relative to the repository
+    reference: str = MISSING  # variant that the others are compared with
+    calibration: str = MISSING  # prompt set
+    prompts: str = MISSING  # prompt set evaluated by default
+    size: int = MISSING  # pixels a side, a multiple of 16
+    max_sequence_length: int = MISSING  # text tokens; captions are padded to it
+    guidance: float = MISSING
+    final_guidance: float = MISSING  # of the sampler's last `final_steps` steps
+    companion_dtype: str = MISSING  # of text encoder and VAE
+    build_missing: bool = False  # build missing checkpoints on the way: only where it is cheap
+    plant: PlantConfig | None = None
+
+
+@dataclass
+class VariantConfig:
+    """How the weights are stored and multiplied."""
+
+    name: str = MISSING
+    format: str = MISSING  # source: as the model is on disk; w8a8
+    gemm: str | None = None  # w8a8 only: fake_quant or fused
+
+
+@dataclass
+class RecipeConfig:
+    """See quant.types.Recipe."""
+
+    name: str = MISSING
+    alpha: float | None = 0.5
+    smoothing_carrier: str = "folded"
+    protect: str | int = "half"
+    quantize_llm_projection: bool = True
+
+
+@dataclass
+class SamplerConfig:
+    """A preset of the sampler; the sigmas are the pipeline's own."""
+
+    name: str = MISSING
+    steps: int = MISSING
+    final_steps: int = MISSING
+    mu: float = MISSING
+    std: float = MISSING
+
+
+@dataclass
+class HardwareConfig:
+    """What runs the model."""
+
+    name: str = MISSING
+    device: str = MISSING  # auto, cpu or cuda
+    batch: int = 1
+
+
+@dataclass
+class CalibrationConfig:
+    """How activation statistics are taken, whatever is done with them later."""
+
+    prompts: str | None = None  # prompt set; default: the model's
+    n: int | None = None  # of its first prompts
+    dtype: str = "float32"
+    sampler: SamplerConfig = MISSING
+
+
+@dataclass
+class CalibrateConfig:
+    """scripts/calibrate.py"""
+
+    model: ModelConfig = MISSING
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    hardware: HardwareConfig = MISSING
+    checkpoints: str = "checkpoints"
+
+
+@dataclass
+class QuantizeConfig(CalibrateConfig):
+    """scripts/quantize.py"""
+
+    recipe: RecipeConfig = MISSING
+
+
+@dataclass
+class GenerateConfig(QuantizeConfig):
+    """scripts/generate.py"""
+
+    variant: VariantConfig = MISSING
+    sampler: SamplerConfig = MISSING
+    engine: str = "stock"
+    dtype: str = "float32"  # compute dtype of the two branches
+    steps: int | None = None  # instead of the sampler's
+    guidance: float | None = None  # instead of the model's, at every step
+    size: int | None = None  # instead of the model's
+    seed: int = 0
+    out: str = "poster.png"
+
+
+@dataclass
+class EvaluateConfig(QuantizeConfig):
+    """scripts/evaluate.py"""
+
+    variant: VariantConfig = MISSING
+    sampler: SamplerConfig = MISSING
+    engine: str = "stock"
+    dtype: str = "float32"
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+    prompts: str | None = None  # name of a file in prompts/, or a path; default: the model's
+    n: int | None = None  # of its first prompts
+    batch: int | None = None  # instead of the hardware's
+    scorers: list[str] = field(default_factory=list)
+    results: str = "results"  # the ledger
+    out: str = "outputs/runs"  # the pictures
+    archive: bool = False  # pack the pictures of the run into one .tar
+    readers: int = 1  # processes that read text
+    overwrite: bool = False  # replace rows of the ledger that differ
+
+
+def register() -> None:
+    """Store the schemas where the defaults lists find them."""
+    store = ConfigStore.instance()
+    for name, node in (
+        ("calibrate_schema", CalibrateConfig),
+        ("quantize_schema", QuantizeConfig),
+        ("generate_schema", GenerateConfig),
+        ("evaluate_schema", EvaluateConfig),
+    ):
+        store.store(name=name, node=node)

@@ -1,0 +1,213 @@
+"""Captions to pictures through a stock pipeline, resumable and the same for every variant.
+
+The noise of a picture depends on its prompt id and seed alone and is drawn on the CPU, so all
+variants, batch sizes and devices start from the same bits. Prompts are cut into fixed batches; a
+batch is the unit that a restart repeats, so a stopped run ends with the pictures of an unbroken
+one. A picture's PNG is written last, after its latents: where the PNG stands, all is done.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from safetensors.torch import save_file
+
+from eval.records import Prompt, Sample
+from models.chat import encode_chat
+from quant.atomic import write_atomically
+from quant.errors import UserError
+
+METADATA_KEY = "dit8"
+PATCH_PX = 16  # VAE 8x and 2 x 2 patches
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Everything that decides how noise becomes a picture, the weights aside."""
+
+    name: str
+    steps: int
+    guidance: float
+    final_guidance: float  # of the last `final_steps` steps
+    final_steps: int
+    mu: float
+    std: float
+    size_px: int
+    max_sequence_length: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1, got {self.steps}")
+        if self.size_px < PATCH_PX or self.size_px % PATCH_PX:
+            raise UserError(
+                f"size must be a multiple of {PATCH_PX} pixels, got {self.size_px}; "
+                f"use {max(PATCH_PX, round(self.size_px / PATCH_PX) * PATCH_PX)}"
+            )
+
+    @property
+    def guidance_schedule(self) -> list[float]:
+        last = min(self.final_steps, self.steps)
+        return [self.guidance] * (self.steps - last) + [self.final_guidance] * last
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Durations of freshly made pictures: whole ones (batch share) and single steps."""
+
+    image_ms: tuple[float, ...]
+    step_ms: tuple[float, ...]
+
+
+def noise_for(prompt_id: str, seed: int, tokens: int, channels: int) -> torch.Tensor:
+    """Draw the initial latents of one picture on the CPU: (tokens, channels) fp32."""
+    digest = hashlib.sha256(f"{prompt_id}/{seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(tokens, channels, generator=generator)
+
+
+def check_length(pipeline, prompts: Sequence[Prompt], limit: int) -> None:
+    """Refuse captions with more tokens than the sampler takes.
+
+    Raises:
+        UserError: names the first such prompt, its tokens and the limit.
+    """
+    for prompt in prompts:
+        tokens = len(encode_chat(pipeline.tokenizer, prompt.caption))
+        if tokens > limit:
+            raise UserError(
+                f"caption of prompt {prompt.id} has {tokens} tokens, expected at most {limit}; "
+                "shorten it or raise model.max_sequence_length"
+            )
+
+
+def denoise(
+    pipeline, prompts: Sequence[Prompt], sampler: Sampler, step_ms: list[float] | None = None
+) -> tuple[list[Image.Image], torch.Tensor]:
+    """Draw one batch: PIL pictures and the final latents (B, tokens, C) fp32 on the CPU."""
+    grid = sampler.size_px // PATCH_PX
+    channels = pipeline.transformer.config.in_channels
+    noise = torch.stack([noise_for(p.id, p.seed, grid * grid, channels) for p in prompts])
+    last: dict[str, Any] = {"time": time.perf_counter()}
+
+    def after_step(_, index: int, __, values: dict) -> dict:
+        now = time.perf_counter()
+        if step_ms is not None and index > 0:  # the first step's time includes the text encoder
+            step_ms.append(1e3 * (now - last["time"]))
+        last["time"], last["latents"] = now, values["latents"]
+        return values
+
+    images = pipeline(
+        prompt=[prompt.caption for prompt in prompts],
+        height=sampler.size_px,
+        width=sampler.size_px,
+        num_inference_steps=sampler.steps,
+        guidance_schedule=sampler.guidance_schedule,
+        mu=sampler.mu,
+        std=sampler.std,
+        max_sequence_length=sampler.max_sequence_length,
+        latents=noise,
+        callback_on_step_end=after_step,
+    ).images
+    return images, last["latents"].float().cpu()
+
+
+def generate(
+    pipeline,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    folder: Path,
+    *,
+    batch: int,
+    metadata: dict[str, Any],
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Sample], Timing]:
+    """Draw what is not yet in `folder`.
+
+    Args:
+        pipeline: an Ideogram4Pipeline.
+        prompts: with unique ids.
+        sampler: see `Sampler`.
+        folder: gets `<id>_<seed>.png` and `<id>_<seed>.safetensors` (tensor "latents").
+        batch: pictures drawn at once.
+        metadata: goes into every PNG with the caption, seed and time.
+        progress: called with the number of pictures that have just become available.
+
+    Returns:
+        one sample a prompt, in order, and the durations of the pictures made by this call.
+
+    Raises:
+        UserError: a caption too long, or a folder that cannot be written.
+    """
+    if batch < 1:
+        raise UserError(f"batch must be at least 1, got {batch}")
+    check_length(pipeline, prompts, sampler.max_sequence_length)
+    samples: list[Sample] = []
+    image_ms: list[float] = []
+    step_ms: list[float] = []
+    for start in range(0, len(prompts), batch):
+        chunk = prompts[start : start + batch]
+        found = [find_sample(prompt, folder) for prompt in chunk]
+        if None in found:
+            begin = time.perf_counter()
+            images, latents = denoise(pipeline, chunk, sampler, step_ms)
+            seconds = (time.perf_counter() - begin) / len(chunk)
+            image_ms += [1e3 * seconds] * len(chunk)
+            about = metadata | {"sampler": asdict(sampler), "seconds": seconds}
+            found = [
+                save_sample(prompt, image, latent, folder, about)
+                for prompt, image, latent in zip(chunk, images, latents, strict=True)
+            ]
+        samples += found
+        progress(len(chunk))
+    return samples, Timing(tuple(image_ms), tuple(step_ms))
+
+
+def sample_paths(prompt: Prompt, folder: Path) -> tuple[Path, Path]:
+    """Name a picture and its latents."""
+    stem = f"{prompt.id}_{prompt.seed}"
+    return folder / f"{stem}.png", folder / f"{stem}.safetensors"
+
+
+def save_sample(
+    prompt: Prompt, image: Image.Image, latents: torch.Tensor, folder: Path, about: dict[str, Any]
+) -> Sample:
+    """Write latents, then the PNG with its metadata, each atomically."""
+    image_path, latents_path = sample_paths(prompt, folder)
+    write_atomically(latents_path, lambda path: save_file({"latents": latents.contiguous()}, path))
+    info = PngImagePlugin.PngInfo()
+    record = about | {"prompt_id": prompt.id, "seed": prompt.seed, "caption": prompt.caption}
+    info.add_itxt(METADATA_KEY, json.dumps(record, sort_keys=True, ensure_ascii=False))
+    write_atomically(image_path, lambda path: image.save(path, format="PNG", pnginfo=info))
+    return Sample(
+        prompt.id, prompt.seed, prompt.texts, image_path, latents_path, float(about["seconds"])
+    )
+
+
+def find_sample(prompt: Prompt, folder: Path) -> Sample | None:
+    """Return the sample of a prompt if its picture is there, None if not.
+
+    Raises:
+        UserError: the picture is there but is not one of ours, or is damaged.
+    """
+    image_path, latents_path = sample_paths(prompt, folder)
+    if not image_path.exists():
+        return None
+    try:
+        with Image.open(image_path) as image:
+            image.load()
+            record = json.loads(image.text[METADATA_KEY])
+    except (OSError, UnidentifiedImageError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{image_path} must be a picture written by dit8, got {type(error).__name__}: {error}; "
+            "delete it and start again"
+        ) from error
+    latents = latents_path if latents_path.exists() else None
+    return Sample(
+        prompt.id, prompt.seed, prompt.texts, image_path, latents, float(record["seconds"])
+    )

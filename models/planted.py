@@ -1,0 +1,53 @@
+"""Derive a model folder with planted outlier channels; see quant/plant.py for what they are."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from models.ideogram4 import BRANCHES, architecture
+from quant.errors import UserError
+from quant.plant import plant_outliers
+
+RECORD = "planted.json"
+
+
+def plant_model(
+    source: Path, target: Path, *, seed: int, fraction: float, factors: Sequence[float]
+) -> None:
+    """Copy a diffusers folder and plant outliers in both branches, whole or not at all.
+
+    The arithmetic is exact in the stored dtype, so the planted model computes what the source
+    computes, bit for bit in fp32. `planted.json` says what was done to which channels.
+
+    Raises:
+        UserError: the source is no such folder, or the target exists.
+    """
+    if not (source / "model_index.json").is_file():
+        raise UserError(f"plant_model: source {source} must be a diffusers folder, got none there")
+    if target.exists():
+        raise UserError(f"plant_model: {target} exists already; delete it to derive it again")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        record: dict = {"seed": seed, "fraction": fraction, "factors": list(factors)}
+        for number, (branch, attribute) in enumerate(BRANCHES.items()):
+            (weights,) = (partial / attribute).glob("*.safetensors")
+            config = json.loads((partial / attribute / "config.json").read_text())
+            tensors, planted = plant_outliers(
+                load_file(weights),
+                architecture(config["num_layers"]),
+                seed=seed * len(BRANCHES) + number,  # other channels in the other branch
+                fraction=fraction,
+                factors=factors,
+            )
+            save_file(tensors, weights, metadata={"format": "pt"})
+            record[branch] = {p.fold: dict(zip(p.channels, p.factors, strict=True)) for p in planted}
+        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

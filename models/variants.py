@@ -1,0 +1,67 @@
+"""Build the pipeline of a variant: stock weights, or a W8A8 checkpoint swapped in."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import Ideogram4Pipeline
+
+from kernels.backend import backend_name
+from models.pipeline import load_pipeline
+from quant.errors import UserError
+from quant.load import load_quantized
+
+FORMATS = ("source", "w8a8")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the weights are stored and multiplied.
+
+    Args:
+        name: label in ledgers and tables.
+        format: "source" (as the model is on disk) or "w8a8".
+        gemm: for w8a8, "fake_quant" or "fused".
+    """
+
+    name: str
+    format: str
+    gemm: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UserError(
+                f"variant {self.name}: format must be one of {', '.join(FORMATS)}, "
+                f"got {self.format!r}"
+            )
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        return self.format != "source"
+
+    def backend(self, device: torch.device) -> str:
+        """Name what multiplies: the fused op's backend, else torch's own matmul."""
+        if self.gemm == "fused":
+            return backend_name(device)
+        return f"torch-{device.type}"
+
+
+def build_variant(
+    variant: Variant,
+    folder: Path,
+    checkpoint: Path | None,
+    *,
+    model_key: str,
+    dtype: str,
+    companion_dtype: str,
+    device: torch.device,
+) -> Ideogram4Pipeline:
+    """Load the model and, for a quantized variant, put its checkpoint in.
+
+    Raises:
+        UserError: a model or checkpoint that is missing, damaged or of another model.
+    """
+    pipeline = load_pipeline(folder, dtype, companion_dtype, device)
+    if variant.needs_checkpoint:
+        load_quantized(pipeline, checkpoint, variant.gemm, model_key=model_key)
+    return pipeline

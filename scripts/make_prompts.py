@@ -1,0 +1,61 @@
+"""Write the mini's prompt sets: posters with words that training never saw.
+
+    python scripts/make_prompts.py                                # rewrites prompts/mini_*.jsonl
+
+Deterministic: the committed files are what this prints. No word occurs in two sets.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+
+from models.posters import caption, make_poster
+from quant.atomic import write_atomically
+from scripts.cli import ROOT
+
+SETS = {  # name -> (tiers in turn, captions, first poster seed)
+    "mini_easy": (("easy",), 200, 1_000_000),
+    "mini_medium": (("medium",), 200, 2_000_000),
+    "mini_hard": (("hard",), 200, 3_000_000),
+    "mini_calibration": (("easy", "medium", "hard"), 32, 4_000_000),
+}
+
+
+def prompt_sets() -> dict[str, list[dict]]:
+    """Make all rows; a poster with a word used before is passed over for the next seed."""
+    used: set[str] = set()
+    sets: dict[str, list[dict]] = {}
+    for name, (tiers, count, seed) in SETS.items():
+        rows = sets[name] = []
+        while len(rows) < count:
+            tier = tiers[len(rows) % len(tiers)]
+            poster = make_poster(tier, seed, held_out=True)
+            seed += 1
+            if used & set(poster.texts):
+                continue
+            used |= set(poster.texts)
+            rows.append(
+                {
+                    "id": f"{name.removeprefix('mini_')}-{len(rows):03d}",
+                    "caption": caption(poster),
+                    "texts": list(poster.texts),
+                    "seed": poster.seed,
+                }
+            )
+    return sets
+
+
+def main() -> None:
+    for name, rows in prompt_sets().items():
+        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
+        text = "\n".join(lines) + "\n"
+        path = ROOT / "prompts" / f"{name}.jsonl"
+        write_atomically(path, lambda partial, text=text: partial.write_text(text))
+        print(f"{path.relative_to(ROOT)}: {len(rows)} captions")
+
+
+if __name__ == "__main__":
+    main()
