@@ -5,6 +5,7 @@ into them at the first line of every script, so nothing behind the scripts knows
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -43,8 +44,9 @@ class VariantConfig:
     """How the weights are stored and multiplied."""
 
     name: str = MISSING
-    format: str = MISSING  # source: as the model is on disk; w8a8
+    format: str = MISSING  # source: as the model is on disk; w8a8; rounded
     gemm: str | None = None  # w8a8 only: fake_quant or fused
+    bits: int | None = None  # rounded only
 
 
 @dataclass
@@ -54,7 +56,7 @@ class RecipeConfig:
     name: str = MISSING
     alpha: float | None = 0.5
     smoothing_carrier: str = "folded"
-    protect: str | int = "half"
+    protect: Any = "half"  # "half" or a count; Recipe checks it, OmegaConf cannot merge unions
     quantize_llm_projection: bool = True
 
 

@@ -119,14 +119,15 @@ def hardware() -> dict[str, Any]:
 def git_state(repo: Path | str) -> dict[str, Any]:
     """Return {"commit", "dirty"} of the checkout whose root is `repo`.
 
-    Both are None outside a checkout or without git; commit is None before the first commit.
+    Outside a checkout or without git, commit is what the variable DIT8_COMMIT says (for a copy of
+    the tree on another machine), else None, and dirty is None.
     Files that git ignores do not make a checkout dirty; untracked ones do.
     """
     repo = Path(repo)
     top = _git(repo, "rev-parse", "--show-toplevel")
     # a plain folder inside some other checkout must not borrow its commit
     if top is None or Path(top).resolve() != repo.resolve():
-        return {"commit": None, "dirty": None}
+        return {"commit": os.environ.get("DIT8_COMMIT"), "dirty": None}
     commit = _git(repo, "rev-parse", "--verify", "--quiet", "HEAD")
     return {"commit": commit, "dirty": bool(_git(repo, "status", "--porcelain"))}
 

@@ -45,7 +45,9 @@ def plant_model(
                 factors=factors,
             )
             save_file(tensors, weights, metadata={"format": "pt"})
-            record[branch] = {p.fold: dict(zip(p.channels, p.factors, strict=True)) for p in planted}
+            record[branch] = {
+                p.fold: dict(zip(p.channels, p.factors, strict=True)) for p in planted
+            }
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(target)

@@ -1,7 +1,7 @@
-"""Words for the posters: pseudo-words and random strings, split into training and held-out by a hash.
+"""Words for the posters: pseudo-words and random strings, split in training and held-out ones.
 
-A word belongs to the held-out side when the first byte of sha256("dit8:" + word) is below 26, about
-one word in ten. The split depends on the word alone, so no training run, seed or set can leak one.
+A word is held out when the first byte of sha256("dit8:" + word) is below 26, about one in ten. The
+split depends on the word alone, so no training run, seed or set can leak one.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # no I, O: OCR cannot tell them from 1 and
 DIGITS = "23456789"  # no 0, 1, for the same reason
 CONSONANTS = "BCDFGHJKLMNPRSTVWXYZ"
 VOWELS = "AEU"  # I and O are left out of pseudo-words too: the shortest ones give no context
-CLUSTERS = ("BR", "CH", "CL", "CR", "DR", "FL", "GR", "PL", "PR", "SH", "SK", "SP", "ST", "TH", "TR")
+CLUSTERS = tuple("BR CH CL CR DR FL GR PL PR SH SK SP ST TH TR".split())
 HELD_OUT_BELOW = 26  # of 256
 
 

@@ -59,7 +59,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Poster:
-    """A caption and its picture before either is made. `seed` fixes what the caption leaves open."""
+    """A caption and its picture to be; `seed` fixes what the caption leaves open."""
 
     tier: str
     seed: int
@@ -77,8 +77,10 @@ def contrast(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
     """WCAG 2 contrast ratio of two sRGB colours, 1..21."""
 
     def luminance(color):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in
-                  (v / 255 for v in color)]
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (v / 255 for v in color)
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     high, low = sorted((luminance(a), luminance(b)), reverse=True)
@@ -141,8 +143,11 @@ def make_poster(tier: str, seed: int, *, held_out: bool) -> Poster:
     least = 4.5 if tier == "hard" else 3.5
     inks = [name for name in COLORS if contrast(COLORS[name], COLORS[color]) >= least]
     if not inks:
-        inks = ["white" if contrast(COLORS["white"], COLORS[color]) > contrast(
-            COLORS["black"], COLORS[color]) else "black"]
+        inks = [
+            "white"
+            if contrast(COLORS["white"], COLORS[color]) > contrast(COLORS["black"], COLORS[color])
+            else "black"
+        ]
     elements: list[Element] = []
     for _ in range(2 if tier == "medium" else 1):
         element = None

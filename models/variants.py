@@ -1,4 +1,4 @@
-"""Build the pipeline of a variant: stock weights, or a W8A8 checkpoint swapped in."""
+"""Build the pipeline of a variant: stock weights, rounded ones, or a checkpoint swapped in."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +7,13 @@ import torch
 from diffusers import Ideogram4Pipeline
 
 from kernels.backend import backend_name
+from models.ideogram4 import architecture, branch_modules
 from models.pipeline import load_pipeline
 from quant.errors import UserError
 from quant.load import load_quantized
+from quant.rounding import round_linears
 
-FORMATS = ("source", "w8a8")
+FORMATS = ("source", "w8a8", "rounded")
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,15 @@ class Variant:
 
     Args:
         name: label in ledgers and tables.
-        format: "source" (as the model is on disk) or "w8a8".
+        format: "source" (as the model is on disk), "w8a8", or "rounded" (see quant/rounding.py).
         gemm: for w8a8, "fake_quant" or "fused".
+        bits: for rounded.
     """
 
     name: str
     format: str
     gemm: str | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -34,10 +38,20 @@ class Variant:
                 f"variant {self.name}: format must be one of {', '.join(FORMATS)}, "
                 f"got {self.format!r}"
             )
+        if (self.format == "w8a8") != (self.gemm is not None):
+            raise UserError(
+                f"variant {self.name}: gemm goes with format w8a8 and no other, got format "
+                f"{self.format!r} and gemm {self.gemm!r}"
+            )
+        if (self.format == "rounded") != (self.bits is not None):
+            raise UserError(
+                f"variant {self.name}: bits goes with format rounded and no other, got format "
+                f"{self.format!r} and bits {self.bits!r}"
+            )
 
     @property
     def needs_checkpoint(self) -> bool:
-        return self.format != "source"
+        return self.format == "w8a8"
 
     def backend(self, device: torch.device) -> str:
         """Name what multiplies: the fused op's backend, else torch's own matmul."""
@@ -64,4 +78,7 @@ def build_variant(
     pipeline = load_pipeline(folder, dtype, companion_dtype, device)
     if variant.needs_checkpoint:
         load_quantized(pipeline, checkpoint, variant.gemm, model_key=model_key)
+    if variant.format == "rounded":
+        for module in branch_modules(pipeline).values():
+            round_linears(module, architecture(len(module.layers)), variant.bits)
     return pipeline

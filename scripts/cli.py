@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.schema import register
+from conf.schema import VariantConfig, register
 from quant.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +47,15 @@ def compose(name: str, overrides: list[str]) -> Any:
     register()
     with hydra.initialize_config_dir(CONF, version_base=None):
         return OmegaConf.to_object(hydra.compose(name, overrides))
+
+
+def variant_config(name: str) -> VariantConfig:
+    """Read one file of conf/variant, also while Hydra is running."""
+    path = Path(CONF) / "variant" / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise UserError(f"variant must be one of {known}, got {name!r}; correct the name")
+    return VariantConfig(**OmegaConf.load(path))
 
 
 class one_sentence:  # noqa: N801 (used like a function)

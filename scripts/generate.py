@@ -1,6 +1,7 @@
 """Draw one picture from a caption.
 
-    python scripts/generate.py '{"compositional_deconstruction":{"background":"flat teal","elements":[{"type":"text","bbox":[375,150,600,850],"text":"DIT8","desc":"white sans"}]}}'
+    python scripts/generate.py '{"compositional_deconstruction":{"background":"flat teal",
+      "elements":[{"type":"text","bbox":[375,150,600,850],"text":"DIT8","desc":"white sans"}]}}'
     python scripts/generate.py caption.json variant=bf16 steps=12 seed=3 out=poster.png
 
 The caption is JSON, or a file that holds it; everything after it overrides conf/generate.yaml.
@@ -42,9 +43,7 @@ def read_caption(argument: str) -> str:
 
 def generate(caption: str, config: GenerateConfig) -> dict:
     """Draw the picture, write it, and describe it."""
-    sampler = make_sampler(
-        config.sampler, config.model, config.steps, config.guidance, config.size
-    )
+    sampler = make_sampler(config.sampler, config.model, config.steps, config.guidance, config.size)
     variant = Variant(**vars(config.variant))
     device = resolve_device(config.hardware.device)
     backend = variant.backend(device)

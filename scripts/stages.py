@@ -89,7 +89,9 @@ def model_architecture(model: Model) -> Architecture:
 
 def branch_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Load one branch's tensors, sharded or not, in the dtype they are stored in."""
-    return {k: v for shard in sorted(folder.glob("*.safetensors")) for k, v in load_file(shard).items()}
+    return {
+        k: v for shard in sorted(folder.glob("*.safetensors")) for k, v in load_file(shard).items()
+    }
 
 
 def prompt_file(name: str) -> Path:

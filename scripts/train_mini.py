@@ -34,8 +34,8 @@ from models.training.text import fill_features
 from models.training.vae import reconstruct, train_vae
 from quant.errors import UserError
 
-# With a key mask the memory-efficient kernel, without one flash attention. cuDNN's compiled for over
-# 25 s at these shapes before its first step.
+# With a key mask the memory-efficient kernel, without one flash attention. cuDNN's took over 25 s
+# to start at these shapes.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 VAE_SHARES = {"slot": 0.0, "easy": 0.25, "medium": 0.35, "hard": 0.40}
 
@@ -66,8 +66,11 @@ class Curves:
     def ocr(self, **row) -> None:
         cells = [row.get(key, "") for key in self.OCR]
         self._write("ocr", [f"{c:.4f}" if isinstance(c, float) else c for c in cells])
-        print("OCR", *(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}"
-                       for k, v in row.items()), flush=True)
+        print(
+            "OCR",
+            *(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()),
+            flush=True,
+        )
 
 
 def evaluate_vae(vae, probes, reader: Reader, curves: Curves, step: int) -> None:
@@ -78,9 +81,18 @@ def evaluate_vae(vae, probes, reader: Reader, curves: Curves, step: int) -> None
         error = ((pixels.astype(float) - again) ** 2).mean(axis=(1, 2, 3)).clip(1e-6)
         psnr = float((10 * torch.log10(255**2 / torch.from_numpy(error))).mean())
         for stage, pictures in (("reference", pixels), ("reconstruction", again)):
+
             def report(exact, ned, stage=stage, tier=probe.tier, psnr=psnr):
-                curves.ocr(stage=stage, tier=tier, step=step, ocr_exact=exact, ocr_ned=ned,
-                           psnr_db=psnr if stage == "reconstruction" else "", n=len(pixels))
+                curves.ocr(
+                    stage=stage,
+                    tier=tier,
+                    step=step,
+                    ocr_exact=exact,
+                    ocr_ned=ned,
+                    psnr_db=psnr if stage == "reconstruction" else "",
+                    n=len(pixels),
+                )
+
             reader.read(pictures, probe.posters, report)
         print(f"vae {probe.tier}: {psnr:.2f} dB", flush=True)
 
@@ -114,13 +126,16 @@ def train(config: DictConfig) -> Path:
     filler = PoolFiller(counts, config.seed * 1000 + state["step"], config.workers, device)
     reader = Reader(config.readers)
     channels = 4 * size.latent_channels
-    probes = [make_probe(tier, config.probe, pipeline.text_encoder, channels, device)
-              for tier in TIERS[1:]]
+    probes = [
+        make_probe(tier, config.probe, pipeline.text_encoder, channels, device)
+        for tier in TIERS[1:]
+    ]
     vae = pipeline.vae
     if state["stage"] == "vae":
         shares = torch.tensor([VAE_SHARES[tier] for tier in TIERS], device=device)
-        step = train_vae(vae, filler, shares=shares, log=curves.loss,
-                         compile_model=compile_model, **config.vae)
+        step = train_vae(
+            vae, filler, shares=shares, log=curves.loss, compile_model=compile_model, **config.vae
+        )
         evaluate_vae(vae, probes, reader, curves, step)
         pool = filler.wait()
         encode_latents(pool, vae)
@@ -137,8 +152,11 @@ def train(config: DictConfig) -> Path:
     reader.close()
     if load_state(out)["stage"] == "done":
         for name in ("conditional", "unconditional"):
-            branch = pipeline.transformer if name == "conditional" else (
-                pipeline.unconditional_transformer)
+            branch = (
+                pipeline.transformer
+                if name == "conditional"
+                else (pipeline.unconditional_transformer)
+            )
             load_weights(branch, out / f"{name}.safetensors")
         save_pipeline(pipeline.to("cpu"), out / "mini")
     return out
@@ -147,8 +165,10 @@ def train(config: DictConfig) -> Path:
 def train_branches(config, out, pipeline, pool, probes, reader, curves, state, compile_model):
     """Train what is left of the conditional and the unconditional branch."""
     device = pool.latents.device
-    branches = {"conditional": pipeline.transformer,
-                "unconditional": pipeline.unconditional_transformer}
+    branches = {
+        "conditional": pipeline.transformer,
+        "unconditional": pipeline.unconditional_transformer,
+    }
     for name, model in branches.items():
         if state["stage"] != name:
             continue
@@ -171,16 +191,30 @@ def train_branches(config, out, pipeline, pool, probes, reader, curves, state, c
                 pictures = draw_probe(average.model, pipeline.vae, probe, config.probe_steps)
 
                 def report(exact, ned, tier=probe.tier):
-                    curves.ocr(stage=name, tier=tier, step=step, ocr_exact=exact, ocr_ned=ned,
-                               samples=step * options["batch"], n=len(probe.posters))
+                    curves.ocr(
+                        stage=name,
+                        tier=tier,
+                        step=step,
+                        ocr_exact=exact,
+                        ocr_ned=ned,
+                        samples=step * options["batch"],
+                        n=len(probe.posters),
+                    )
 
                 reader.read(pictures, probe.posters, report)
 
         with sdpa_kernel(BACKENDS, set_priority=True):
             train_branch(
-                model, average, pool, conditional=name == "conditional",
-                elapsed=state["elapsed"], first_step=state["step"], log=curves.loss,
-                at_pause=at_pause, compile_model=compile_model, **options,
+                model,
+                average,
+                pool,
+                conditional=name == "conditional",
+                elapsed=state["elapsed"],
+                first_step=state["step"],
+                log=curves.loss,
+                at_pause=at_pause,
+                compile_model=compile_model,
+                **options,
             )
         following = {"conditional": "unconditional", "unconditional": "done"}[name]
         state = {"stage": following, "elapsed": 0.0, "step": 0}
@@ -197,8 +231,12 @@ def main(config: DictConfig) -> None:
         out = train(config)
     except UserError as error:
         sys.exit(f"train_mini: {error}")
-    summary = {"out": str(out), "stage": load_state(out)["stage"],
-               "seconds": round(time.monotonic() - start, 1), "config": OmegaConf.to_container(config)}
+    summary = {
+        "out": str(out),
+        "stage": load_state(out)["stage"],
+        "seconds": round(time.monotonic() - start, 1),
+        "config": OmegaConf.to_container(config),
+    }
     (out / "run.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
     print(json.dumps({k: summary[k] for k in ("out", "stage", "seconds")}))
 

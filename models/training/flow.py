@@ -76,7 +76,7 @@ def sample(
     mu: float = 0.0,
     std: float = 1.75,
 ) -> torch.Tensor:
-    """Integrate from noise to latents with Euler steps on the pipeline's own sigmas, no guidance."""
+    """Integrate from noise to latents by Euler steps on the pipeline's sigmas, unguided."""
     shifted = _resolution_aware_mu(GRID * 16, GRID * 16, mu)
     sigmas = [*_logit_normal_sigmas(steps, shifted, std=std).tolist(), 0.0]
     rope = rope_table(model, text.shape[1], noise.device)

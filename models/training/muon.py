@@ -1,6 +1,7 @@
 """Muon for many small matrices at once.
 
-    M <- mu M + (1 - mu) G,   U = orthogonalize((1 - mu) G + mu M),   W <- W - lr (0.2 sqrt(max(n, k)) U + wd W)
+    M <- mu M + (1 - mu) G,   U = orthogonalize((1 - mu) G + mu M)
+    W <- W - lr (0.2 sqrt(max(N, K)) U + wd W)
 
 (Jordan et al., "Muon: An optimizer for hidden layers", 2024; the factor 0.2 sqrt(max) of
 arXiv:2502.16982, eq. 4, gives updates the RMS that AdamW's have, so rates carry over.)
@@ -20,7 +21,7 @@ NS_STEPS = 5
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Push the singular values of (B, N, K) matrices towards 1 by a quintic Newton-Schulz iteration.
+    """Push the singular values of (B, N, K) matrices towards 1 (quintic Newton-Schulz).
 
     Computed in bf16; five steps leave singular values within about [0.7, 1.2].
     """

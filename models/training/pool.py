@@ -94,9 +94,7 @@ class PoolFiller:
             token_ids=torch.zeros(self.total, width, dtype=torch.int16, device=device),
             lengths=torch.zeros(self.total, dtype=torch.int64, device=device),
             weight=torch.zeros(self.total, TOKEN_GRID**2, dtype=torch.uint8, device=device),
-            pixels=torch.zeros(
-                self.total, IMAGE_PX, IMAGE_PX, 3, dtype=torch.uint8, device=device
-            ),
+            pixels=torch.zeros(self.total, IMAGE_PX, IMAGE_PX, 3, dtype=torch.uint8, device=device),
         )
         self.ready = 0
         self._todo = self._blocks(first.tolist(), sizes.tolist(), seed)
@@ -123,9 +121,7 @@ class PoolFiller:
         blocks = []
         for tier, start, size in zip(TIERS, first, sizes, strict=True):
             for low in range(0, size, BLOCK):
-                posters = [
-                    (tier, seed * 10**9 + i) for i in range(low, min(low + BLOCK, size))
-                ]
+                posters = [(tier, seed * 10**9 + i) for i in range(low, min(low + BLOCK, size))]
                 blocks.append((low / max(size, 1), start + low, posters))
         return [(start, posters) for _, start, posters in sorted(blocks, reverse=True)]
 

@@ -1,0 +1,99 @@
+"""A run on disk: its pictures, and a `run.json` that lets them be scored anywhere.
+
+    <out>/<run_id>/run.json, <prompt id>_<seed>.png, <prompt id>_<seed>.safetensors
+
+A run may travel as one `<run_id>.tar`.
+"""
+
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eval.records import Prompt, RunKey, Sample
+from models.generate import find_sample
+from quant.atomic import write_atomically
+from quant.errors import UserError
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's identity, its pictures, and the run it is compared with (None: itself)."""
+
+    key: RunKey
+    samples: tuple[Sample, ...]
+    reference: str | None  # run_id
+
+
+def write_run_record(
+    folder: Path, key: RunKey, prompts: Sequence[Prompt], reference: str | None
+) -> None:
+    """Describe a run beside its pictures, before the first of them is drawn."""
+    record = {
+        "key": asdict(key),
+        "prompts": [asdict(prompt) for prompt in prompts],
+        "reference": reference,
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run whose pictures are all there.
+
+    Raises:
+        UserError: no such run, or pictures are missing.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        key = RunKey(**record["key"])
+        prompts = [Prompt(**row | {"texts": tuple(row["texts"])}) for row in record["prompts"]]
+        reference = record["reference"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} must describe a run, got {type(error).__name__}: {error}; "
+            "pass a folder written by scripts/evaluate.py"
+        ) from error
+    samples = [find_sample(prompt, folder) for prompt in prompts]
+    missing = [prompt.id for prompt, found in zip(prompts, samples, strict=True) if found is None]
+    if missing:
+        raise UserError(
+            f"run {folder.name} lacks {len(missing)} of {len(prompts)} pictures, first "
+            f"{missing[0]}; run scripts/evaluate.py again to finish it"
+        )
+    return Run(key, tuple(sample for sample in samples if sample is not None), reference)
+
+
+def pack_run(folder: Path) -> Path:
+    """Write `<folder>.tar` with the whole run, atomically."""
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w") as archive:
+            for file in sorted(folder.iterdir()):
+                if not file.name.startswith("."):
+                    archive.add(file, f"{folder.name}/{file.name}")
+
+    target = folder.with_name(f"{folder.name}.tar")
+    write_atomically(target, write)
+    return target
+
+
+def unpack_run(archive: Path, into: Path) -> Path:
+    """Extract a packed run; returns its folder.
+
+    Raises:
+        UserError: not an archive of one run.
+    """
+    try:
+        with tarfile.open(archive) as file:
+            names = {member.name.split("/")[0] for member in file.getmembers()}
+            if len(names) != 1:
+                raise tarfile.TarError(f"{len(names)} folders")
+            file.extractall(into, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{archive} must be a packed run, got {error}; pack it again") from error
+    return into / names.pop()

@@ -1,0 +1,190 @@
+"""One cell of an evaluation: generate, score, keep the rows, compare with the reference."""
+
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from conf.schema import EvaluateConfig
+from eval.ledger import LATENCY, upsert, write_run
+from eval.prompts import first_prompts, load_prompts
+from eval.provenance import describe, run_id, sha256_folder
+from eval.reading import reader_identity
+from eval.records import Prompt, RunKey
+from eval.runs import pack_run, read_run, write_run_record
+from eval.scorers import get_scorer
+from eval.scoring import rows_of, score_run
+from eval.stats import latency_percentiles
+from eval.table import SummaryRow, score_document, summarize
+from models.generate import Sampler, Timing, generate
+from models.pipeline import resolve_device, torch_dtype
+from models.variants import Variant, build_variant
+from quant.errors import UserError
+from quant.keys import content_key
+from scripts.cli import ROOT, from_root, terse, variant_config
+from scripts.stages import (
+    Model,
+    checkpoint_sha256,
+    find_checkpoint,
+    make_sampler,
+    open_model,
+    prompt_file,
+)
+
+ENGINES = ("stock",)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything one run depends on, and the name that follows from it."""
+
+    config: EvaluateConfig
+    model: Model
+    variant: Variant
+    sampler: Sampler
+    prompts: tuple[Prompt, ...]
+    checkpoint: Path | None
+    batch: int
+    identity: dict  # what run_id is a hash of
+    key: RunKey
+
+    @property
+    def folder(self) -> Path:
+        return from_root(self.config.out) / self.key.run_id
+
+
+def prepare(config: EvaluateConfig) -> Cell:
+    """Resolve a configuration into a cell; builds the checkpoint where that is allowed."""
+    if config.engine not in ENGINES:
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {config.engine!r}")
+    for scorer in config.scorers:
+        get_scorer(scorer)
+    torch_dtype(config.dtype)
+    variant = Variant(**vars(config.variant))
+    device = resolve_device(config.hardware.device)
+    backend = variant.backend(device)
+    sampler = make_sampler(config.sampler, config.model, config.steps, config.guidance, config.size)
+    path = prompt_file(config.prompts or config.model.prompts)
+    prompts = first_prompts(load_prompts(path), config.n)
+    batch = config.hardware.batch if config.batch is None else config.batch
+    if batch < 1:
+        raise UserError(f"batch must be at least 1, got {batch}")
+    model = open_model(config.model)
+    checkpoint = find_checkpoint(config, model) if variant.needs_checkpoint else None
+    identity = {
+        "model": {"name": config.model.name, "folder_sha256": sha256_folder(model.folder)},
+        "variant": asdict(variant),
+        "recipe": asdict(config.recipe) if variant.needs_checkpoint else None,
+        "sampler": asdict(sampler),
+        "dtype": config.dtype,
+        "companion_dtype": config.model.companion_dtype,
+        "engine": config.engine,
+        "backend": backend,
+        "batch": batch,
+    }
+    captions = content_key([[p.id, p.caption, list(p.texts), p.seed] for p in prompts])
+    name = run_id(identity, checkpoint_sha256(checkpoint), captions)
+    key = RunKey(
+        run_id=name,
+        model=config.model.name,
+        variant=variant.name,
+        recipe=config.recipe.name if variant.needs_checkpoint else "none",
+        engine=config.engine,
+        dtype=config.dtype,
+        backend=backend,
+        prompt_set=path.stem,
+    )
+    return Cell(config, model, variant, sampler, tuple(prompts), checkpoint, batch, identity, key)
+
+
+def reference_of(cell: Cell) -> Cell:
+    """Return the cell of the reference variant: same prompts, sampler, dtype and hardware."""
+    name = cell.config.model.reference
+    if cell.variant.name == name:
+        return cell
+    return prepare(replace(cell.config, variant=variant_config(name)))
+
+
+def draw(cell: Cell, reference: str | None) -> Timing:
+    """Generate the pictures that are missing and keep record and latency of the run."""
+    config, key = cell.config, cell.key
+    write_run_record(cell.folder, key, cell.prompts, reference)
+    missing = sum(not (cell.folder / f"{p.id}_{p.seed}.png").exists() for p in cell.prompts)
+    if not missing:
+        return Timing((), ())
+    started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    device = resolve_device(config.hardware.device)
+    pipeline = build_variant(
+        cell.variant,
+        cell.model.folder,
+        cell.checkpoint,
+        model_key=cell.model.key,
+        dtype=config.dtype,
+        companion_dtype=config.model.companion_dtype,
+        device=device,
+    )
+    with tqdm(total=len(cell.prompts), desc=f"{key.variant} {key.run_id}", unit="image") as bar:
+        _, timing = generate(
+            pipeline,
+            cell.prompts,
+            cell.sampler,
+            cell.folder,
+            batch=cell.batch,
+            metadata=asdict(key),
+            progress=bar.update,
+        )
+    results = from_root(config.results)
+    stages = {"image": timing.image_ms, "step": timing.step_ms}
+    latency = [
+        asdict(key) | {"stage": stage} | latency_percentiles(durations)
+        for stage, durations in stages.items()
+        if durations
+    ]
+    upsert(results / "latency.csv", LATENCY, latency, overwrite=True)
+    record = {
+        "run": asdict(key),
+        "identity": cell.identity,
+        "config": asdict(config),
+        "checkpoint_sha256": checkpoint_sha256(cell.checkpoint),
+        "model_sha256": cell.model.sha256,
+        "prompts": [[p.id, p.seed] for p in cell.prompts],
+        "seeds": "noise: sha256('<prompt id>/<seed>'), see models/generate.py",
+        "started": started,
+        "seconds": round(time.monotonic() - start, 3),
+        "pictures_made": len(timing.image_ms),
+        "reader": reader_identity() if any(s.startswith("ocr") for s in config.scorers) else None,
+        **describe(ROOT),
+    }
+    write_run(results / "runs", key.run_id, record)
+    return timing
+
+
+def evaluate(config: EvaluateConfig) -> tuple[dict, list[SummaryRow]]:
+    """Evaluate one cell; returns its JSON document and the table's rows, reference included."""
+    cell = prepare(config)
+    reference = reference_of(cell)
+    ledger = from_root(config.results) / "scores.csv"
+    options = {"readers": config.readers, "overwrite": config.overwrite}
+    is_reference = reference.key.run_id == cell.key.run_id
+    if not is_reference and not _complete(reference):
+        print(f"reference {reference.variant.name} comes first", file=sys.stderr)
+    draw(reference, None)
+    reference_run = read_run(reference.folder)
+    score_run(reference_run, None, config.scorers, ledger, **options)
+    if not is_reference:
+        draw(cell, reference.key.run_id)
+        score_run(read_run(cell.folder), reference_run, config.scorers, ledger, **options)
+    document = {"variant": cell.variant.name, "n": len(cell.prompts), "backend": cell.key.backend}
+    document |= {"run_id": cell.key.run_id, "pictures": terse(cell.folder)}
+    if config.archive:
+        document["archive"] = terse(pack_run(cell.folder))
+    rows = rows_of(ledger, [cell.key.run_id, reference.key.run_id], config.scorers)
+    summary = summarize(rows, reference=reference.variant.name)
+    return document | score_document(summary, cell.variant.name, config.dtype), summary
+
+
+def _complete(cell: Cell) -> bool:
+    return all((cell.folder / f"{p.id}_{p.seed}.png").exists() for p in cell.prompts)
