@@ -144,6 +144,55 @@ class EvaluateConfig(QuantizeConfig):
     overwrite: bool = False  # replace rows of the ledger that differ
 
 
+@dataclass
+class PoolConfig:
+    """Posters drawn before training, by tier."""
+
+    slot: int = MISSING
+    easy: int = MISSING
+    medium: int = MISSING
+    hard: int = MISSING
+
+
+@dataclass
+class VaeConfig:
+    """Training of the VAE."""
+
+    seconds: float = MISSING
+    batch: int = MISSING
+    lr: float = MISSING
+
+
+@dataclass
+class BranchConfig:
+    """Training of one branch."""
+
+    seconds: float = MISSING  # of training; drawing, compiling and evaluating come on top
+    batch: int = MISSING
+    lr: float = MISSING
+    cool_down: float = MISSING  # last part of the schedule, in which the rate falls to 1 %
+    every_seconds: float = MISSING  # between two evaluations
+
+
+@dataclass
+class TrainMiniConfig:
+    """scripts/train_mini.py"""
+
+    size: str = "full"  # full or toy
+    seed: int = 0
+    out: str = "outputs/train_mini"
+    device: str = "auto"
+    stop_after: str = "done"  # vae, conditional, unconditional or done
+    pool: PoolConfig = MISSING
+    workers: int = MISSING  # drawing processes
+    readers: int = MISSING  # OCR processes beside training; 0: no OCR curve
+    probe: int = MISSING  # held-out posters a tier for the OCR curve
+    probe_steps: int = MISSING
+    vae: VaeConfig = MISSING
+    conditional: BranchConfig = MISSING
+    unconditional: BranchConfig = MISSING
+
+
 def register() -> None:
     """Store the schemas where the defaults lists find them."""
     store = ConfigStore.instance()
@@ -152,5 +201,6 @@ def register() -> None:
         ("quantize_schema", QuantizeConfig),
         ("generate_schema", GenerateConfig),
         ("evaluate_schema", EvaluateConfig),
+        ("train_mini_schema", TrainMiniConfig),
     ):
         store.store(name=name, node=node)

@@ -125,7 +125,7 @@ def train_branch(
             )
             shown = now
         if step == first_step + 1:  # the first step compiles: its time does not count
-            float(loss)
+            float(loss.detach())
             before = shown = time.monotonic()
         elif step % 20 == 0 or not cuda:
             now = time.monotonic()

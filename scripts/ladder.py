@@ -1,0 +1,77 @@
+"""Tabulate a ladder of recipes from the ledger: what each step changes, with paired intervals.
+
+    python scripts/ladder.py mini_planted                         # from the committed rows
+    python scripts/ladder.py mini --variant int8 --backend torch-cpu
+    python scripts/evaluate.py -m model=mini_planted variant=int8 \\
+        recipe=naive,smooth_only,smoothquant                      # makes the rows
+
+Writes <results>/tables/ladder_<model>.md. Prints one JSON document last.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+
+from eval.ladder import climb, render_ladder
+from eval.ledger import SCORES, read_table
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import from_root, one_sentence, terse
+
+RECIPES = ("naive", "smooth_only", "smoothquant")
+SCORERS = ("latent_error", "psnr", "ocr_exact", "ocr_ned")
+
+
+def ladder(arguments: argparse.Namespace) -> dict:
+    """Filter the ledger, compute the ladder, write the table."""
+    rows = read_table(from_root(arguments.results) / "scores.csv", SCORES)
+    wanted = {
+        "model": arguments.model,
+        "variant": arguments.variant,
+        "dtype": arguments.dtype,
+        "prompt_set": arguments.prompts,
+    }
+    if arguments.backend is not None:
+        wanted["backend"] = arguments.backend
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    backends = sorted(rows["backend"].unique())
+    if len(backends) != 1:
+        raise UserError(
+            f"ladder: rows with {wanted} must come from one backend, got "
+            f"{', '.join(backends) or 'no rows'}; run scripts/evaluate.py, or name --backend"
+        )
+    planted = " (outliers planted)" if "planted" in arguments.model else ""
+    title = (
+        f"Model {arguments.model}{planted}, variant {arguments.variant}, prompts "
+        f"{arguments.prompts}, {arguments.dtype}, {backends[0]}"
+    )
+    rungs = climb(rows, arguments.recipes, SCORERS)
+    text = render_ladder(title, rungs)
+    path = from_root(arguments.results) / "tables" / f"ladder_{arguments.model}.md"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    print(text)
+    return {"table": terse(path), "backend": backends[0], "recipes": list(arguments.recipes)}
+
+
+def main() -> None:
+    with one_sentence("ladder"):
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("model")
+        parser.add_argument("--variant", default="int8")
+        parser.add_argument("--recipes", nargs="+", default=RECIPES)
+        parser.add_argument("--prompts", default="mini_hard")
+        parser.add_argument("--dtype", default="float32")
+        parser.add_argument("--backend")
+        parser.add_argument("--results", default="results")
+        print(json.dumps(ladder(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
