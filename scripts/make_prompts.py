@@ -12,16 +12,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
 
-from models.posters import caption, make_poster
+from models.posters import Poster, caption, make_poster
 from quant.atomic import write_atomically
 from scripts.cli import ROOT
 
 SETS = {  # name -> (tiers in turn, captions, first poster seed)
     "mini_easy": (("easy",), 200, 1_000_000),
     "mini_medium": (("medium",), 200, 2_000_000),
-    "mini_hard": (("hard",), 200, 3_000_000),
     "mini_calibration": (("easy", "medium", "hard"), 32, 4_000_000),
+    "mini_hard": (("hard",), 200, 3_000_000),
 }
+HARD_CAP_PX = 40.0  # largest capitals of mini_hard; the tier's own limit is 40
+
+
+def is_wanted(name: str, poster: Poster) -> bool:
+    """Tell whether a poster belongs in a set, its tier aside."""
+    if name != "mini_hard":
+        return True
+    return all(e.cap_px <= HARD_CAP_PX for e in poster.elements if e.kind == "text")
 
 
 def prompt_sets() -> dict[str, list[dict]]:
@@ -31,10 +39,9 @@ def prompt_sets() -> dict[str, list[dict]]:
     for name, (tiers, count, seed) in SETS.items():
         rows = sets[name] = []
         while len(rows) < count:
-            tier = tiers[len(rows) % len(tiers)]
-            poster = make_poster(tier, seed, held_out=True)
+            poster = make_poster(tiers[len(rows) % len(tiers)], seed, held_out=True)
             seed += 1
-            if used & set(poster.texts):
+            if used & set(poster.texts) or not is_wanted(name, poster):
                 continue
             used |= set(poster.texts)
             rows.append(
