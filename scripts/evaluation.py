@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from conf.schema import EvaluateConfig
-from eval.ledger import LATENCY, upsert, write_run
+from eval.ledger import LATENCY, SCORES, upsert, write_run
 from eval.prompts import first_prompts, load_prompts
 from eval.provenance import describe, run_id, sha256_folder
 from eval.reading import reader_identity
@@ -27,14 +27,13 @@ from quant.keys import content_key
 from scripts.cli import ROOT, from_root, terse, variant_config
 from scripts.stages import (
     Model,
+    check_engine,
     checkpoint_sha256,
     find_checkpoint,
     make_sampler,
     open_model,
     prompt_file,
 )
-
-ENGINES = ("stock",)
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class Cell:
 
 def prepare(config: EvaluateConfig) -> Cell:
     """Resolve a configuration into a cell; builds the checkpoint where that is allowed."""
-    if config.engine not in ENGINES:
-        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {config.engine!r}")
+    check_engine(config.engine)
     for scorer in config.scorers:
         get_scorer(scorer)
     torch_dtype(config.dtype)
@@ -108,35 +106,15 @@ def reference_of(cell: Cell) -> Cell:
     return prepare(replace(cell.config, variant=variant_config(name)))
 
 
-def draw(cell: Cell, reference: str | None) -> Timing:
+def draw(cell: Cell, reference: str | None) -> None:
     """Generate the pictures that are missing and keep record and latency of the run."""
-    config, key = cell.config, cell.key
+    config, key, results = cell.config, cell.key, from_root(cell.config.results)
     write_run_record(cell.folder, key, cell.prompts, reference)
-    missing = sum(not (cell.folder / f"{p.id}_{p.seed}.png").exists() for p in cell.prompts)
-    if not missing:
-        return Timing((), ())
+    # A run stopped after its last picture still lacks its record.
+    if _complete(cell) and (results / "runs" / f"{key.run_id}.json").exists():
+        return
     started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    device = resolve_device(config.hardware.device)
-    pipeline = build_variant(
-        cell.variant,
-        cell.model.folder,
-        cell.checkpoint,
-        model_key=cell.model.key,
-        dtype=config.dtype,
-        companion_dtype=config.model.companion_dtype,
-        device=device,
-    )
-    with tqdm(total=len(cell.prompts), desc=f"{key.variant} {key.run_id}", unit="image") as bar:
-        _, timing = generate(
-            pipeline,
-            cell.prompts,
-            cell.sampler,
-            cell.folder,
-            batch=cell.batch,
-            metadata=asdict(key),
-            progress=bar.update,
-        )
-    results = from_root(config.results)
+    timing = Timing((), ()) if _complete(cell) else _draw_missing(cell)
     stages = {"image": timing.image_ms, "step": timing.step_ms}
     latency = [
         asdict(key) | {"stage": stage} | latency_percentiles(durations)
@@ -159,6 +137,29 @@ def draw(cell: Cell, reference: str | None) -> Timing:
         **describe(ROOT),
     }
     write_run(results / "runs", key.run_id, record)
+
+
+def _draw_missing(cell: Cell) -> Timing:
+    config, key = cell.config, cell.key
+    pipeline = build_variant(
+        cell.variant,
+        cell.model.folder,
+        cell.checkpoint,
+        model_key=cell.model.key,
+        dtype=config.dtype,
+        companion_dtype=config.model.companion_dtype,
+        device=resolve_device(config.hardware.device),
+    )
+    with tqdm(total=len(cell.prompts), desc=f"{key.variant} {key.run_id}", unit="image") as bar:
+        _, timing = generate(
+            pipeline,
+            cell.prompts,
+            cell.sampler,
+            cell.folder,
+            batch=cell.batch,
+            metadata=asdict(key),
+            progress=bar.update,
+        )
     return timing
 
 
@@ -168,6 +169,7 @@ def evaluate(config: EvaluateConfig) -> tuple[dict, list[SummaryRow]]:
     reference = reference_of(cell)
     ledger = from_root(config.results) / "scores.csv"
     options = {"readers": config.readers, "overwrite": config.overwrite}
+    upsert(ledger, SCORES, [])  # a ledger that cannot be kept is found before the first picture
     is_reference = reference.key.run_id == cell.key.run_id
     if not is_reference and not _complete(reference):
         print(f"reference {reference.variant.name} comes first", file=sys.stderr)

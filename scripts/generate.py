@@ -25,7 +25,7 @@ from models.variants import Variant, build_variant
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import compose, one_sentence
-from scripts.stages import find_checkpoint, make_sampler, open_model
+from scripts.stages import check_engine, find_checkpoint, make_sampler, open_model
 
 
 def read_caption(argument: str) -> str:
@@ -43,6 +43,7 @@ def read_caption(argument: str) -> str:
 
 def generate(caption: str, config: GenerateConfig) -> dict:
     """Draw the picture, write it, and describe it."""
+    check_engine(config.engine)
     sampler = make_sampler(config.sampler, config.model, config.steps, config.guidance, config.size)
     variant = Variant(**vars(config.variant))
     device = resolve_device(config.hardware.device)

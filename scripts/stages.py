@@ -36,6 +36,8 @@ from quant.recipe import quantized_linears, resolve_recipe
 from quant.types import ActStats, Architecture, LayerReport, Recipe, ResolvedRecipe
 from scripts.cli import from_root, terse
 
+ENGINES = ("stock",)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -79,6 +81,12 @@ def open_model(config: ModelConfig) -> Model:
             "there; use model=mini, or put the weights of this model there"
         )
     return Model(config, folder, source_sha256(folder))
+
+
+def check_engine(name: str) -> None:
+    """Refuse an engine that does not exist."""
+    if name not in ENGINES:
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
 
 
 def model_architecture(model: Model) -> Architecture:

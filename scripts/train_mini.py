@@ -25,7 +25,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conf.schema import TrainMiniConfig
-from models.mini import FULL, TOY, build_pipeline, save_pipeline
+from models.mini import FULL, TOY, MiniSize, build_pipeline, save_pipeline
 from models.pipeline import resolve_device
 from models.posters import TIERS
 from models.training.branch import Average, train_branch
@@ -122,33 +122,18 @@ def train_both(
             break
 
 
-def train(config: TrainMiniConfig) -> Path:
-    """Run every stage that is left; returns the folder of the checkpoint."""
-    if config.stop_after not in STAGES:
-        raise UserError(f"stop_after must be one of {', '.join(STAGES)}, got {config.stop_after!r}")
-    if config.size not in ("full", "toy"):
-        raise UserError(f"size must be full or toy, got {config.size!r}")
-    out = from_root(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    device = resolve_device(config.device)
-    compile_model = device.type == "cuda"
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = True
-    size = FULL if config.size == "full" else TOY
-    curves = Curves(out)
+def run_stages(
+    config: TrainMiniConfig,
+    out: Path,
+    pipeline,
+    size: MiniSize,
+    device: torch.device,
+    curves: Curves,
+) -> None:
+    """Draw posters, then run every stage that is left, up to `stop_after`."""
     state = load_state(out)
-    print(f"stage {state['stage']}, {state['elapsed']:.0f} s spent, on {device}")
-
-    pipeline = build_pipeline(size, config.seed)
     vae, encoder = pipeline.vae, pipeline.text_encoder
-    for name, module in (("vae", vae), ("text_encoder", encoder)):
-        if (out / f"{name}.safetensors").exists():
-            load_weights(module, out / f"{name}.safetensors")
-        module.to(device)
-    save_weights(encoder, out / "text_encoder.safetensors")
-    # bf16 weights, fp32 arithmetic: what a user who loads the saved folder in fp32 computes.
-    load_weights(encoder, out / "text_encoder.safetensors")
-
+    compile_model = device.type == "cuda"
     draw_seed = config.seed * 1000 + state["step"]
     torch.manual_seed(draw_seed)
     counts = {tier: getattr(config.pool, tier) for tier in TIERS}
@@ -173,13 +158,43 @@ def train(config: TrainMiniConfig) -> Path:
         save_weights(vae, out / "vae.safetensors", keep_fp32=("bn.",))
         load_weights(vae, out / "vae.safetensors")
         save_state(out, {"stage": "conditional", "elapsed": 0.0, "step": 0})
-    elif state["stage"] != "done":
+    else:
         encode_latents(filler.wait(), vae, keep_statistics=True)
-    if config.stop_after != "vae" and state["stage"] != "done":
+    if config.stop_after != "vae":
         fill_features(filler.pool, encoder)
         train_both(config, out, pipeline, filler.pool, probes, reader, curves, compile_model)
     filler.stop()
     reader.close()
+
+
+def train(config: TrainMiniConfig) -> Path:
+    """Run every stage that is left; returns the folder of the checkpoint."""
+    if config.stop_after not in STAGES:
+        raise UserError(f"stop_after must be one of {', '.join(STAGES)}, got {config.stop_after!r}")
+    if config.size not in ("full", "toy"):
+        raise UserError(f"size must be full or toy, got {config.size!r}")
+    out = from_root(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    device = resolve_device(config.device)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    size = FULL if config.size == "full" else TOY
+    curves = Curves(out)
+    state = load_state(out)
+    print(f"stage {state['stage']}, {state['elapsed']:.0f} s spent, on {device}")
+
+    pipeline = build_pipeline(size, config.seed)
+    encoder = pipeline.text_encoder
+    for name, module in (("vae", pipeline.vae), ("text_encoder", encoder)):
+        if (out / f"{name}.safetensors").exists():
+            load_weights(module, out / f"{name}.safetensors")
+        module.to(device)
+    save_weights(encoder, out / "text_encoder.safetensors")
+    # bf16 weights, fp32 arithmetic: what a user who loads the saved folder in fp32 computes.
+    load_weights(encoder, out / "text_encoder.safetensors")
+
+    if state["stage"] != "done":
+        run_stages(config, out, pipeline, size, device, curves)
     if load_state(out)["stage"] == "done":
         load_weights(pipeline.transformer, out / "conditional.safetensors")
         load_weights(pipeline.unconditional_transformer, out / "unconditional.safetensors")

@@ -1,0 +1,133 @@
+"""Write the mini's model card from committed measurements.
+
+    python scripts/describe_mini.py
+
+Reads results/scores.csv, results/mini/{loss,ocr}.csv and results/mini/training.json; writes
+models/mini/README.md and results/mini/curves.png. Same inputs, same card.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+from string import Template
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from eval.accuracy import text_accuracy
+from eval.ledger import SCORES, read_table
+from eval.prompts import load_prompts
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import ROOT, compose, one_sentence
+
+SETS = ("mini_easy", "mini_medium", "mini_hard")
+TARGETS = {"mini_easy": ">= 95 %", "mini_medium": ">= 85 %", "mini_hard": "50-80 %"}
+CURVES = ROOT / "results" / "mini"
+
+
+def accuracy_table(scores: pd.DataFrame) -> str:
+    """One row a prompt set: texts read exactly by the unquantized model in fp32."""
+    rows = scores[
+        (scores["model"] == "mini")
+        & (scores["variant"] == "bf16")
+        & (scores["dtype"] == "float32")
+        & (scores["scorer"] == "ocr_exact")
+    ]
+    lines = ["| prompt set | texts | read exactly | 95 % interval | target | measured on |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for name in SETS:
+        mine = rows[rows["prompt_set"] == name]
+        for backend, group in mine.groupby("backend"):
+            if group["run_id"].nunique() != 1:
+                raise UserError(
+                    f"describe_mini: {name} on {backend} must have one run, got several"
+                )
+            found = text_accuracy(group, load_prompts(ROOT / "prompts" / f"{name}.jsonl"))
+            lines.append(
+                f"| {name} | {found.n} | {100 * found.estimate:.1f} % | {100 * found.low:.1f}"
+                f"-{100 * found.high:.1f} % | {TARGETS[name]} | {backend} |"
+            )
+    return "\n".join(lines)
+
+
+def vae_table(ocr: pd.DataFrame) -> str:
+    """One row a tier: PSNR and legibility of reconstructions at the end of the VAE's training."""
+    lines = ["| tier | posters | PSNR | read exactly |", "| --- | --- | --- | --- |"]
+    for row in ocr[ocr["stage"] == "reconstruction"].itertuples():
+        lines.append(
+            f"| {row.tier} | {row.n} | {row.psnr_db:.1f} dB | {100 * row.ocr_exact:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def curve_table(ocr: pd.DataFrame) -> str:
+    """Read exactly per tier by conditional training samples seen."""
+    conditional = ocr[ocr["stage"] == "conditional"]
+    table = conditional.pivot_table(index="samples", columns="tier", values="ocr_exact")
+    lines = ["| samples seen | easy | medium | hard |", "| --- | --- | --- | --- |"]
+    for samples, row in table.iterrows():
+        cells = " | ".join(f"{100 * row[tier]:.0f} %" for tier in ("easy", "medium", "hard"))
+        lines.append(f"| {samples / 1e6:.2f} M | {cells} |")
+    return "\n".join(lines)
+
+
+def draw_curves(loss: pd.DataFrame, ocr: pd.DataFrame, path: Path) -> None:
+    """Plot loss and legibility over training samples."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for stage in ("conditional", "unconditional"):
+        rows = loss[loss["stage"] == stage]
+        left.plot(rows["samples"] / 1e6, rows["loss"], label=stage)
+    left.set(xlabel="samples, millions", ylabel="weighted flow-matching loss", yscale="log")
+    for tier in ("easy", "medium", "hard"):
+        rows = ocr[(ocr["stage"] == "conditional") & (ocr["tier"] == tier)]
+        right.plot(rows["samples"] / 1e6, rows["ocr_exact"], marker="o", label=tier)
+    right.set(xlabel="samples, millions", ylabel="texts read exactly", ylim=(0, 1.02))
+    left.legend()
+    right.legend()
+    write_atomically(
+        path, lambda partial: figure.savefig(partial, format="png", dpi=110, metadata={})
+    )
+    plt.close(figure)
+
+
+def card() -> str:
+    """Fill the template."""
+    training = json.loads((CURVES / "training.json").read_text(encoding="utf-8"))
+    ocr = pd.read_csv(CURVES / "ocr.csv")
+    config = training["config"]
+    fill = {
+        "guidance": f"{compose('evaluate', []).model.guidance:g}",
+        "accuracy": accuracy_table(read_table(ROOT / "results" / "scores.csv", SCORES)),
+        "vae": vae_table(ocr),
+        "curve": curve_table(ocr),
+        "torch": training["torch"],
+        "seed": config["seed"],
+        "summary": training["summary"],
+        "probe": config["probe"],
+        "batch": config["conditional"]["batch"],
+        "lr": config["conditional"]["lr"],
+        "cool_down": f"{100 * config['conditional']['cool_down']:.0f} %",
+    }
+    template = (ROOT / "models" / "mini_card.md").read_text(encoding="utf-8")
+    return Template(template).substitute(fill)
+
+
+def main() -> None:
+    with one_sentence("describe_mini"):
+        text = card()
+        target = ROOT / "models" / "mini" / "README.md"
+        write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+        loss = pd.read_csv(CURVES / "loss.csv")
+        draw_curves(loss, pd.read_csv(CURVES / "ocr.csv"), CURVES / "curves.png")
+        print(json.dumps({"card": str(target.relative_to(ROOT))}))
+
+
+if __name__ == "__main__":
+    main()

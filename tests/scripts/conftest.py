@@ -1,0 +1,202 @@
+"""A tiny model on disk, a place for what the scripts write, and two ways to run a script."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from hydra.core.global_hydra import GlobalHydra
+from models.mini import TOY, build_pipeline, save_pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 120  # no script of these tests takes a tenth of it; a hang fails instead of waiting
+PROGRESS = re.compile(r"\d+%\|")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a script ended; stderr comes as lines without progress bars."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> dict:
+        return json.loads(self.stdout.splitlines()[-1])
+
+    @property
+    def lines(self) -> list[str]:
+        lines = (line.rpartition("\r")[2] for line in self.stderr.split("\n"))
+        return [line for line in lines if line.strip() and not PROGRESS.search(line)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder for everything the scripts write, and overrides that make them small and quick."""
+
+    folder: Path
+    model: Path
+
+    @property
+    def common(self) -> list[str]:
+        return [
+            f"model.path={self.model}",
+            "model.size=64",
+            f"checkpoints={self.folder / 'checkpoints'}",
+            "calibration.n=2",
+            "calibration.sampler.steps=2",
+            "hardware=cpu",
+        ]
+
+    @property
+    def evaluation(self) -> list[str]:
+        return [*self.common, f"results={self.results}", f"out={self.out}", "n=4", "steps=2"]
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints" / "mini"
+
+
+def save_tiny(folder: Path, seed: int) -> Path:
+    """Save a toy pipeline whose weights all matter.
+
+    As built, modulation and output are zero, so that no linear would reach the picture.
+    """
+    pipeline = build_pipeline(TOY, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for branch in (pipeline.transformer, pipeline.unconditional_transformer):
+            blocks = [block.adaln_modulation for block in branch.layers]
+            final = branch.final_layer
+            for linear in (*blocks, final.adaln_modulation, final.linear):
+                linear.weight.normal_(0, 0.1, generator=generator)
+                linear.bias.normal_(0, 0.1, generator=generator)
+        pipeline.vae.bn.running_mean.normal_(0, 0.3, generator=generator)
+        pipeline.vae.bn.running_var.uniform_(0.5, 2.0, generator=generator)
+    save_pipeline(pipeline, folder)
+    return folder
+
+
+def script_command(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
+
+
+def restore_signals() -> None:
+    """Let Ctrl-C reach a script even where the tests run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory) -> Path:
+    """The same shapes with other weights."""
+    return save_tiny(tmp_path_factory.mktemp("other") / "model", seed=10)
+
+
+@pytest.fixture
+def place(tmp_path, tiny_model) -> Place:
+    return Place(tmp_path, tiny_model)
+
+
+@pytest.fixture(scope="session")
+def start_script() -> Callable[..., subprocess.Popen]:
+    """Start a script in a process of its own, as a user does."""
+
+    def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            script_command(script, *arguments),
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=restore_signals,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_script(start_script) -> Callable[..., Ended]:
+    """Run a script in a process of its own to its end: four seconds for the imports alone."""
+
+    def run(script: str, *arguments: str, cwd: Path) -> Ended:
+        with start_script(script, *arguments, cwd=cwd) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=SECONDS)
+            finally:
+                process.kill()
+        return Ended(process.returncode, stdout, stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Callable[..., Ended]:
+    """Run a script's own `__main__` in this process, with its command line and exit code."""
+
+    def run(script: str, *arguments: str) -> Ended:
+        path = ROOT / "scripts" / f"{script}.py"
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        argv, handler, search = sys.argv, signal.getsignal(signal.SIGTERM), list(sys.path)
+        try:
+            sys.argv = [str(path), *arguments]
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            sys.argv, sys.path[:] = argv, search
+            signal.signal(signal.SIGTERM, handler)
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+            GlobalHydra.instance().clear()
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One `-m` run over three variants from nothing, with what it printed."""
+
+    place: Place
+    ended: Ended
+    documents: dict[str, dict]  # variant -> its JSON document
+
+    def folder(self, variant: str) -> Path:
+        return Path(self.documents[variant]["pictures"])
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory, tiny_model, run_script) -> Drawn:
+    """int8 comes first, so that its checkpoint and its reference are both missing."""
+    place = Place(tmp_path_factory.mktemp("drawn"), tiny_model)
+    options = [*place.evaluation, "archive=true", "variant=int8,bf16,fused_int8"]
+    ended = run_script("evaluate", "-m", *options, cwd=place.folder)
+    assert ended.code == 0, ended.stderr
+    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    return Drawn(place, ended, {document["variant"]: document for document in found})

@@ -1,0 +1,139 @@
+"""scripts/quantize.py and scripts/calibrate.py as a user runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.ideogram4 import BRANCHES
+from quant.act_stats import load_stats
+from scripts import stages
+from scripts.cli import compose
+
+KEYS = {"checkpoint", "recipe", "linears", "protected", "seconds", "peak_rss_bytes"}
+# qkv, o, w1, w2, w3 of two blocks and the text projection, in two branches
+STORED, HALF_OF_DOWN = 2 * (2 * 5 + 1), 2 * 1
+
+
+def state_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time stamp of every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def no_model(*_, **__):
+    raise AssertionError("a pipeline was loaded")
+
+
+def test_quantize_writes_a_checkpoint_and_finds_it_again(place, run_script, run_here, monkeypatch):
+    first = run_script("quantize", *place.common, cwd=place.folder)
+    assert first.code == 0, first.stderr
+    assert first.lines == []
+    document = first.document
+    assert set(document) == KEYS
+    assert first.stdout.endswith("}\n")
+    assert (document["recipe"], document["protected"]) == ("smoothquant", HALF_OF_DOWN)
+    assert document["linears"] == STORED - HALF_OF_DOWN
+    assert document["seconds"] > 0
+    assert document["peak_rss_bytes"] > 2**27  # torch alone is more than 128 MiB
+    checkpoint = Path(document["checkpoint"])
+    assert checkpoint.parent.parent == place.checkpoints
+    recipe = json.loads((checkpoint.parent / "recipe.json").read_text())
+    assert len(recipe["protected"]) == HALF_OF_DOWN
+    # the table: every stored linear once, with the protected ones marked
+    assert first.stdout.count("feed_forward.w2") == 4
+    assert first.stdout.count(" yes ") == HALF_OF_DOWN
+
+    before = state_of(place.folder)
+    monkeypatch.setattr(stages, "load_pipeline", no_model)
+    again = run_here("quantize", *place.common)
+    assert again.code == 0, again.stderr
+    timed = {"seconds", "peak_rss_bytes"}
+    assert {k: v for k, v in again.document.items() if k not in timed} == {
+        k: v for k, v in document.items() if k not in timed
+    }
+    assert state_of(place.folder) == before
+    assert "feed_forward" not in again.stdout  # no reports without work
+
+
+def test_another_recipe_needs_no_model_run(place, run_here, monkeypatch):
+    assert run_here("calibrate", *place.common).code == 0
+    monkeypatch.setattr(stages, "load_pipeline", no_model)
+    changes = {
+        "smoothquant": [],
+        "other": ["recipe.alpha=0.7", "recipe.name=other"],
+        "true": ["recipe.smoothing_carrier=explicit", "recipe.name=true"],
+        "naive": ["recipe=naive"],
+    }
+    paths = set()
+    for name, change in changes.items():
+        ended = run_here("quantize", *place.common, *change)
+        assert ended.code == 0, ended.stderr
+        assert ended.document["recipe"] == name
+        paths.add(ended.document["checkpoint"])
+    assert len(paths) == len(changes)
+
+
+def test_the_same_checkpoint_has_the_same_bytes(place, run_here):
+    checkpoint = Path(run_here("quantize", *place.common).document["checkpoint"])
+    before = checkpoint.read_bytes()
+    checkpoint.unlink()
+    assert Path(run_here("quantize", *place.common).document["checkpoint"]) == checkpoint
+    assert checkpoint.read_bytes() == before
+
+
+def test_calibrate_describes_its_statistics(place, run_here):
+    ended = run_here("calibrate", *place.common)
+    assert ended.code == 0, ended.stderr
+    document = ended.document
+    assert set(document) == {"statistics", "prompts", "rows", "seconds", "peak_rss_bytes"}
+    stats = load_stats(document["statistics"])
+    assert document["prompts"] == len(stats.done) == 2
+    assert set(stats.step_absmax) and all(len(t) == 2 for t in stats.step_absmax.values())
+    assert set(document["rows"]) == set(BRANCHES)
+    # 16 image tokens, 2 steps, 2 prompts; the conditional branch reads text as well
+    assert document["rows"]["unconditional"] == 16 * 2 * 2
+    assert document["rows"]["conditional"] > document["rows"]["unconditional"]
+
+
+def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
+    place, tmp_path, run_here, monkeypatch
+):
+    options = [*place.common, "calibration.n=3"]
+    unbroken = [*options, f"checkpoints={tmp_path / 'unbroken'}"]
+    expected = Path(run_here("calibrate", *unbroken).document["statistics"])
+
+    genuine, seen = stages.denoise, []
+
+    def stops(pipeline, prompts, sampler):
+        seen.append(prompts[0].id)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return genuine(pipeline, prompts, sampler)
+
+    monkeypatch.setattr(stages, "denoise", stops)
+    stopped = run_here("calibrate", *options)
+    assert stopped.code == 130
+    assert stopped.lines == ["calibrate: interrupted; the same command continues"]
+    (half,) = place.checkpoints.glob("calibration-*")
+    assert len(load_stats(half).done) == 1
+    finished = run_here("calibrate", *options)
+    assert finished.code == 0, finished.stderr
+    assert seen == [seen[0], seen[1], seen[1], seen[3]]  # the first prompt was not run again
+    assert half == Path(finished.document["statistics"])
+    assert half.name == expected.name
+    assert half.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["calibration.n=3", "calibration.sampler.steps=3", "calibration.dtype=bfloat16", "other model"],
+)
+def test_a_changed_calibration_is_another_file(place, other_model, change):
+    def path(options):
+        config = compose("quantize", options)
+        return stages.checkpoint_path(config, stages.open_model(config.model))
+
+    override = f"model.path={other_model}" if change == "other model" else change
+    assert path([*place.common, override]) != path(place.common)
+    assert path([*place.common, "hardware=auto"]) == path(place.common)
