@@ -5,8 +5,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, Ideogram4Pipeline
+from diffusers import DiffusionPipeline, Ideogram4Pipeline, ModelMixin
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from quant.errors import UserError
@@ -63,9 +64,10 @@ def load_pipeline(
             "use model=mini, or put the weights of this model there"
         )
     try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        entries = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{index} is not valid JSON ({error}); restore the model folder") from error
+    kind = entries.get("_class_name") if isinstance(entries, dict) else None
     if kind != "Ideogram4Pipeline":
         raise UserError(f"{index} must name the class Ideogram4Pipeline, got {kind!r}")
     branch, companion = torch_dtype(dtype), torch_dtype(companion_dtype)
@@ -84,8 +86,26 @@ def load_pipeline(
                     "default": companion,
                 },
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model folder {folder} does not load: {first}; restore it") from error
+    _check_complete(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _check_complete(pipeline: Ideogram4Pipeline, folder: Path) -> None:
+    """Refuse a branch or VAE with a tensor that no file holds: diffusers fills it at random."""
+    for name, module in pipeline.components.items():
+        if not isinstance(module, ModelMixin):
+            continue
+        held: set[str] = set()
+        for path in (folder / name).glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                held |= set(file.keys())
+        missing = [tensor for tensor in module.state_dict() if tensor not in held]
+        if missing:
+            raise UserError(
+                f"model folder {folder} does not load: {name} lacks {len(missing)} tensors, "
+                f"first {missing[0]}; restore it"
+            )

@@ -2,7 +2,7 @@
 
     python scripts/fill_readme.py
 
-A line `<!-- table: results/demo/table.md -->` is followed by that file's content up to `<!-- end -->`.
+A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`.
 """
 
 import sys

@@ -67,6 +67,7 @@ class Reader:
 
     def __init__(self, workers: int):
         self._pool = mp.get_context("spawn").Pool(workers) if workers else None
+        self._failures: list[BaseException] = []
 
     def read(
         self,
@@ -83,16 +84,22 @@ class Reader:
             exact, ned = np.array(rows).mean(axis=0)
             report(float(exact), float(ned))
 
-        def failed(error):
-            raise RuntimeError(f"reading the probe failed: {error}")
-
+        # An error callback that raises ends the pool's own thread, and close() waits for ever.
+        failed = self._failures.append
         self._pool.map_async(read_one, items, callback=done, error_callback=failed)
 
     def close(self) -> None:
-        """Wait for what is under way and end the processes."""
+        """Wait for what is under way and end the processes.
+
+        Raises:
+            RuntimeError: pictures could not be read.
+        """
         if self._pool is not None:
             self._pool.close()
             self._pool.join()
+        if self._failures:
+            first = self._failures[0]
+            raise RuntimeError(f"reading the probe failed: {first}") from first
 
 
 def references(posters: tuple[Poster, ...]) -> np.ndarray:

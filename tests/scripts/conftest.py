@@ -200,3 +200,18 @@ def drawn(tmp_path_factory, tiny_model, run_script) -> Drawn:
     assert ended.code == 0, ended.stderr
     found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     return Drawn(place, ended, {document["variant"]: document for document in found})
+
+
+@pytest.fixture(scope="session")
+def one_sentence() -> Callable[[Ended, str, str], None]:
+    """Check that a script refused: exit code 2, nothing printed, one line that says why."""
+
+    def check(ended: Ended, script: str, pattern: str) -> None:
+        assert ended.code == 2, ended
+        assert "Traceback" not in ended.stderr
+        assert len(ended.lines) == 1, ended.lines
+        assert re.search(pattern, ended.lines[0]), ended.lines[0]
+        assert ended.lines[0].startswith(f"{script}: ")
+        assert ended.stdout == ""
+
+    return check

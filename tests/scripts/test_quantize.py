@@ -62,7 +62,7 @@ def test_another_recipe_needs_no_model_run(place, run_here, monkeypatch):
     changes = {
         "smoothquant": [],
         "other": ["recipe.alpha=0.7", "recipe.name=other"],
-        "true": ["recipe.smoothing_carrier=explicit", "recipe.name=true"],
+        "vectors": ["recipe.smoothing_carrier=explicit", "recipe.name=vectors"],
         "naive": ["recipe=naive"],
     }
     paths = set()
