@@ -64,25 +64,6 @@ def sha256_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def sha256_folder(folder: Path | str) -> str:
-    """Return one SHA-256 over the names and contents of all files below a folder.
-
-    Files are taken in the order of their relative POSIX names; empty folders, times and
-    permissions do not count.
-
-    Raises:
-        UserError: not a folder, or it holds no file.
-    """
-    folder = Path(folder)
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    if not names:
-        raise UserError(f"provenance: {folder} holds no files, expected a folder with files")
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(f"{sha256_file(folder / name)}  {name}\n".encode())
-    return digest.hexdigest()
-
-
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of PACKAGES; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
@@ -119,8 +100,8 @@ def hardware() -> dict[str, Any]:
 def git_state(repo: Path | str) -> dict[str, Any]:
     """Return {"commit", "dirty"} of the checkout whose root is `repo`.
 
-    Outside a checkout or without git, commit is what the variable DIT8_COMMIT says (for a copy of
-    the tree on another machine), else None, and dirty is None.
+    Outside a checkout or without git both are None, and commit is None before the first commit;
+    then commit is what the variable DIT8_COMMIT says, for a copy of the tree on another machine.
     Files that git ignores do not make a checkout dirty; untracked ones do.
     """
     repo = Path(repo)
@@ -128,7 +109,7 @@ def git_state(repo: Path | str) -> dict[str, Any]:
     # a plain folder inside some other checkout must not borrow its commit
     if top is None or Path(top).resolve() != repo.resolve():
         return {"commit": os.environ.get("DIT8_COMMIT"), "dirty": None}
-    commit = _git(repo, "rev-parse", "--verify", "--quiet", "HEAD")
+    commit = _git(repo, "rev-parse", "--verify", "--quiet", "HEAD") or os.environ.get("DIT8_COMMIT")
     return {"commit": commit, "dirty": bool(_git(repo, "status", "--porcelain"))}
 
 

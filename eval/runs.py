@@ -89,7 +89,7 @@ def unpack_run(archive: Path, into: Path) -> Path:
         UserError: not an archive of one run.
     """
     try:
-        with tarfile.open(archive) as file:
+        with tarfile.open(archive, "r:") as file:  # uncompressed, as pack_run writes it
             names = {member.name.split("/")[0] for member in file.getmembers()}
             if len(names) != 1:
                 raise tarfile.TarError(f"{len(names)} folders")

@@ -28,7 +28,8 @@ def hydra_main(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None
 
     def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
         def typed(config: DictConfig) -> None:
-            main(OmegaConf.to_object(config))
+            with one_sentence(name):  # here too: Hydra adds a line to what leaves a job
+                main(OmegaConf.to_object(config))
 
         def run() -> None:
             register()

@@ -21,7 +21,7 @@ from eval.scoring import rows_of
 from eval.table import render_markdown, summarize
 from quant.atomic import write_atomically
 from quant.errors import UserError
-from scripts.cli import ROOT, compose, one_sentence
+from scripts.cli import compose, from_root, one_sentence, terse
 from scripts.evaluation import evaluate
 from scripts.stages import open_model, quantize_model
 
@@ -31,26 +31,25 @@ COLUMNS = 6
 FOLDER = "results/demo"
 
 
-def demo(captions: int) -> dict:
-    """Run everything; returns the document that is printed."""
-    start = time.monotonic()
-    shared = [f"results={FOLDER}", "prompts=mini_medium", f"n={captions}", "hardware=cpu"]
+def demo(captions: int, folder: str = FOLDER, overrides: tuple[str, ...] = ()) -> dict:
+    """Run everything into `folder`; returns the document that is printed."""
+    start, target = time.monotonic(), from_root(folder)
+    shared = [f"results={folder}", "prompts=mini_medium", f"n={captions}", "hardware=cpu"]
+    shared += overrides
     config = compose("evaluate", shared)
     quantized = quantize_model(config, open_model(config.model))
     documents = [evaluate(compose("evaluate", [*shared, f"variant={v}"]))[0] for v in VARIANTS]
-    runs = [read_run(ROOT / document["pictures"]) for document in documents]
+    runs = [read_run(from_root(document["pictures"])) for document in documents]
     ids = [run.key.run_id for run in runs]
-    rows = rows_of(ROOT / FOLDER / "scores.csv", ids, config.scorers)
+    rows = rows_of(target / "scores.csv", ids, config.scorers)
     table = render_markdown(summarize(rows, reference="bf16"))
-    write_atomically(
-        ROOT / FOLDER / "table.md", lambda path: path.write_text(table, encoding="utf-8")
-    )
-    write_grid(ROOT / FOLDER / "grid.png", runs[0], runs[1:], COLUMNS)
+    write_atomically(target / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
+    write_grid(target / "grid.png", runs[0], runs[1:], COLUMNS)
     print(table)
     return {
-        "checkpoint": str(quantized.path.relative_to(ROOT)),
-        "table": f"{FOLDER}/table.md",
-        "grid": f"{FOLDER}/grid.png",
+        "checkpoint": terse(quantized.path),
+        "table": terse(target / "table.md"),
+        "grid": terse(target / "grid.png"),
         "runs": dict(zip(VARIANTS, ids, strict=True)),
         "seconds": round(time.monotonic() - start, 1),
     }

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from conf.schema import EvaluateConfig
 from eval.ledger import LATENCY, SCORES, upsert, write_run
 from eval.prompts import first_prompts, load_prompts
-from eval.provenance import describe, run_id, sha256_folder
+from eval.provenance import describe, run_id
 from eval.reading import reader_identity
 from eval.records import Prompt, RunKey
 from eval.runs import pack_run, read_run, write_run_record
@@ -23,7 +23,7 @@ from models.generate import Sampler, Timing, generate
 from models.pipeline import resolve_device, torch_dtype
 from models.variants import Variant, build_variant
 from quant.errors import UserError
-from quant.keys import content_key
+from quant.keys import content_key, files_sha256
 from scripts.cli import ROOT, from_root, terse, variant_config
 from scripts.stages import (
     Model,
@@ -73,7 +73,7 @@ def prepare(config: EvaluateConfig) -> Cell:
     model = open_model(config.model)
     checkpoint = find_checkpoint(config, model) if variant.needs_checkpoint else None
     identity = {
-        "model": {"name": config.model.name, "folder_sha256": sha256_folder(model.folder)},
+        "model": {"name": config.model.name, "files_sha256": _model_files_sha256(model.folder)},
         "variant": asdict(variant),
         "recipe": asdict(config.recipe) if variant.needs_checkpoint else None,
         "sampler": asdict(sampler),
@@ -96,6 +96,12 @@ def prepare(config: EvaluateConfig) -> Cell:
         prompt_set=path.stem,
     )
     return Cell(config, model, variant, sampler, tuple(prompts), checkpoint, batch, identity, key)
+
+
+def _model_files_sha256(folder: Path) -> str:
+    """Hash every file of a model folder that can change a picture: all but its card."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md")
+    return files_sha256(files, root=folder)
 
 
 def reference_of(cell: Cell) -> Cell:

@@ -88,7 +88,20 @@ def train_branch(
     model.train()
     step, shown, last_pause = first_step, time.monotonic(), elapsed
     before = time.monotonic()
-    running = torch.zeros((), device=device)
+    running, rate, logged = torch.zeros((), device=device), 0.0, first_step
+
+    def show(steps: int) -> None:
+        mean = float(running) / steps  # synchronizes, so the clock below is the GPU's too
+        running.zero_()
+        log(
+            stage="conditional" if conditional else "unconditional",
+            step=step,
+            samples=step * batch,
+            loss=mean,
+            lr=rate,
+            samples_per_s=steps * batch / (time.monotonic() - shown),
+        )
+
     while elapsed < seconds:
         progress = elapsed / seconds
         # The unconditional branch learns what pictures look like at the end of the curriculum.
@@ -112,18 +125,8 @@ def train_branch(
         running += loss.detach()
         step += 1
         if step % 100 == 0:
-            mean = float(running) / 100  # synchronizes, so the clock below is the GPU's too
-            running.zero_()
-            now = time.monotonic()
-            log(
-                stage="conditional" if conditional else "unconditional",
-                step=step,
-                samples=step * batch,
-                loss=mean,
-                lr=rate,
-                samples_per_s=100 * batch / (now - shown),
-            )
-            shown = now
+            show(step - logged)
+            logged, shown = step, time.monotonic()
         if step == first_step + 1:  # the first step compiles: its time does not count
             float(loss.detach())
             before = shown = time.monotonic()
@@ -134,7 +137,9 @@ def train_branch(
             if elapsed - last_pause >= every_seconds and elapsed < seconds:
                 at_pause(elapsed, step)
                 last_pause, before = elapsed, time.monotonic()
-                shown = before
+                shown += before - now
+    if step > logged:
+        show(step - logged)
     at_pause(elapsed, step)
     return step
 

@@ -14,7 +14,6 @@ from eval.provenance import (
     hardware,
     run_id,
     sha256_file,
-    sha256_folder,
     versions,
 )
 from quant.errors import UserError
@@ -47,27 +46,6 @@ def test_file_hash(tmp_path):
     assert sha256_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()
     with pytest.raises(UserError, match=r"cannot hash .*none .*, expected a readable file"):
         sha256_file(tmp_path / "none")
-
-
-def fill(folder: Path, files: dict[str, str]) -> str:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return sha256_folder(folder)
-
-
-def test_folder_hash_counts_names_and_contents_and_nothing_else(tmp_path):
-    first = fill(tmp_path / "1", {"a": "1", "sub/b": "2"})
-    assert fill(tmp_path / "2", {"sub/b": "2", "a": "1"}) == first
-    (tmp_path / "2" / "empty").mkdir()
-    (tmp_path / "2" / "a").chmod(0o600)
-    assert sha256_folder(tmp_path / "2") == first
-    assert fill(tmp_path / "3", {"a": "1", "sub/b": "3"}) != first
-    assert fill(tmp_path / "4", {"a": "1", "b": "2"}) != first
-    assert fill(tmp_path / "5", {"a": "2", "sub/b": "1"}) != first
-    for name in ("none", "2/empty"):
-        with pytest.raises(UserError, match=rf"{name} holds no files, expected a folder"):
-            sha256_folder(tmp_path / name)
 
 
 def test_versions_name_python_and_what_is_missing(monkeypatch):

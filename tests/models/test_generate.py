@@ -261,4 +261,3 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(draw, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*choose a folder that you may write to"):
         draw(tmp_path / "file" / "run")
-

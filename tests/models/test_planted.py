@@ -79,7 +79,10 @@ def test_the_same_seed_plants_the_same(toy_folder, planted_folder, tmp_path):
     plant_model(toy_folder, tmp_path / "again", **OPTIONS)
     assert digests(tmp_path / "again") == digests(planted_folder)
     plant_model(toy_folder, tmp_path / "other", **OPTIONS | {"seed": 4})
-    other, first = weights(tmp_path / "other", "conditional"), weights(planted_folder, "conditional")
+    other, first = (
+        weights(tmp_path / "other", "conditional"),
+        weights(planted_folder, "conditional"),
+    )
     assert any(not torch.equal(other[name], first[name]) for name in first)
 
 

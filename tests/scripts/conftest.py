@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from hydra.core.global_hydra import GlobalHydra
+
 from models.mini import TOY, build_pipeline, save_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,9 @@ RUN_COLUMNS = "run_id model variant recipe engine dtype backend prompt_set".spli
 
 
 def latents_of(folder) -> torch.Tensor:
-    return torch.stack([load_file(path)["latents"] for path in sorted(folder.glob("*.safetensors"))])
+    return torch.stack(
+        [load_file(path)["latents"] for path in sorted(folder.glob("*.safetensors"))]
+    )
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -100,9 +102,7 @@ def test_the_record_says_what_made_the_run(drawn, variant):
     assert record["config"]["variant"]["name"] == variant
     assert record["config"]["steps"] == 2 and record["identity"]["sampler"]["steps"] == 2
     assert {"commit", "dirty"} == set(record["git"])
-    assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or (
-        record["versions"]["torch"] == torch.__version__
-    )
+    assert record["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert {"cpu", "cores", "threads", "gpu"} <= set(record["hardware"])
     assert (record["checkpoint_sha256"] is None) == (variant == "bf16")
     assert len(record["model_sha256"]) == 64
@@ -163,7 +163,6 @@ def test_every_variant_and_batch_starts_from_the_same_noise(drawn, tmp_path, mon
 
 
 def test_a_run_is_named_by_all_that_decides_its_scores(place, other_model):
-    # a rounding variant: its checkpoint is in memory, so that nothing is built here
     def name(*change):
         return prepare(compose("evaluate", [*place.evaluation, *change])).key.run_id
 

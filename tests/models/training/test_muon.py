@@ -8,9 +8,7 @@ SHAPES = ((48, 48), (48, 48), (96, 48), (48, 96), (48, 96))
 
 def parameters():
     generator = torch.Generator().manual_seed(1)
-    return [
-        torch.nn.Parameter(0.1 * torch.randn(shape, generator=generator)) for shape in SHAPES
-    ]
+    return [torch.nn.Parameter(0.1 * torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
 def train(optimizer, params, steps):
