@@ -60,7 +60,8 @@ def test_image_places_have_rotations_of_their_own():
     cos, sin = model.rotary_emb(places)
     table = torch.cat([cos, sin], dim=-1)[0]
     distance = torch.cdist(table, table) + 10 * torch.eye(256)
-    assert distance.min() > 0.5
+    # 1.37 at theta 100; at the 5 000 000 of the real model neighbours are 0.55 apart
+    assert distance.min() > 1.2
 
 
 def test_the_full_size_is_what_the_documents_say():
