@@ -1,6 +1,7 @@
 """Read prompt sets (jsonl) and single captions; check them lightly, keep them minified."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from eval.records import Prompt
 from quant.errors import UserError
 
 ROW_KEYS = {"id", "caption", "texts", "seed"}
+ID = re.compile(r"\w[\w.-]*")  # becomes a file name: no separators, not hidden
 ELEMENT_TYPES = ("obj", "text")
 
 
@@ -102,8 +104,11 @@ def _prompt(line: str, where: str) -> Prompt:
     if not isinstance(row, dict) or set(row) != ROW_KEYS:
         got = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{where}: got {got}, expected an object with keys {sorted(ROW_KEYS)}")
-    if not isinstance(row["id"], str) or not row["id"] or not row["id"].isprintable():
-        raise UserError(f"{where}: id must be a printable non-empty string, got {row['id']!r}")
+    if not isinstance(row["id"], str) or not ID.fullmatch(row["id"]):
+        raise UserError(
+            f"{where}: id must be letters, digits, '.', '_' or '-', got {row['id']!r}; "
+            "pictures are named after it"
+        )
     # bool is an int in Python; 2**63 is where torch.Generator.manual_seed ends
     if type(row["seed"]) is not int or not 0 <= row["seed"] < 2**63:
         raise UserError(f"{where}: seed must be an integer in [0, 2**63), got {row['seed']!r}")

@@ -35,7 +35,13 @@ def plant_model(
         shutil.copytree(source, partial)
         record: dict = {"seed": seed, "fraction": fraction, "factors": list(factors)}
         for number, (branch, attribute) in enumerate(BRANCHES.items()):
-            (weights,) = (partial / attribute).glob("*.safetensors")
+            shards = list((partial / attribute).glob("*.safetensors"))
+            if len(shards) != 1:
+                raise UserError(
+                    f"plant_model: {source / attribute} must hold one safetensors file, got "
+                    f"{len(shards)}; only small unsharded models can be planted"
+                )
+            weights = shards[0]
             config = json.loads((partial / attribute / "config.json").read_text())
             tensors, planted = plant_outliers(
                 load_file(weights),
