@@ -17,7 +17,7 @@ from eval.records import Prompt, RunKey
 from eval.runs import pack_run, read_run, write_run_record
 from eval.scorers import get_scorer
 from eval.scoring import rows_of, score_run
-from eval.stats import latency_percentiles
+from eval.stats import MIN_PROMPTS, latency_percentiles
 from eval.table import SummaryRow, score_document, summarize
 from models.generate import Sampler, Timing, generate
 from models.pipeline import resolve_device, torch_dtype
@@ -67,6 +67,10 @@ def prepare(config: EvaluateConfig) -> Cell:
     sampler = make_sampler(config.sampler, config.model, config.steps, config.guidance, config.size)
     path = prompt_file(config.prompts or config.model.prompts)
     prompts = first_prompts(load_prompts(path), config.n)
+    if len(prompts) < MIN_PROMPTS:
+        raise UserError(
+            f"n must be at least {MIN_PROMPTS}, got {len(prompts)}; fewer give no interval"
+        )
     batch = config.hardware.batch if config.batch is None else config.batch
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")

@@ -2,9 +2,10 @@
 
     python scripts/train_mini.py                                  # about half an hour on one H200
     python scripts/train_mini.py out=outputs/train_mini           # again: goes on where it stopped
-    python scripts/train_mini.py size=toy vae.seconds=5 conditional.seconds=10 \\
-        unconditional.seconds=5 pool.slot=64 pool.easy=64 pool.medium=64 pool.hard=64 \\
-        workers=1 readers=0 probe=2                               # rehearsal on a CPU, a minute
+    python scripts/train_mini.py size=toy out=outputs/rehearsal workers=1 readers=1 probe=2 \\
+        pool.slot=64 pool.easy=64 pool.medium=64 pool.hard=64 vae.batch=4 vae.seconds=5 \\
+        conditional.batch=8 conditional.seconds=8 unconditional.batch=8 unconditional.seconds=5
+                                                                  # rehearsal on a CPU, a minute
 
 Writes the training checkpoint (see models/training/checkpoint.py) at every evaluation, the curves
 `loss.csv` and `ocr.csv`, and at the end the diffusers folder `<out>/mini`. The posters are drawn

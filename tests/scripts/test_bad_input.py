@@ -36,6 +36,7 @@ MISTAKES = {
     "unknown prompts": ("evaluate", ["prompts=none"], "prompts must be one of .*got 'none'"),
     "prompts of calibration": ("quantize", ["calibration.prompts=none"], "prompts must be one"),
     "no prompts": ("evaluate", ["n=0"], "n must be between 1 and 200, got 0"),
+    "too few prompts": ("evaluate", ["n=2"], "n must be at least 3, got 2; fewer give no interval"),
     "more prompts than there are": ("evaluate", ["n=201"], "between 1 and 200, got 201"),
     "no calibration prompts": ("calibrate", ["calibration.n=0"], "n must be between 1 and 32, go"),
     "batch": ("evaluate", ["batch=0"], "batch must be at least 1, got 0"),
