@@ -59,3 +59,21 @@ def plant_model(
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_planted(folder: Path, *, seed: int, fraction: float, factors: Sequence[float]) -> None:
+    """Make sure that a folder holds the model that this plan would derive.
+
+    Raises:
+        UserError: it was planted by another plan, or is no planted model.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise UserError(f"{folder} must hold a planted model with {RECORD}, got none; delete it")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    plan = {"seed": seed, "fraction": fraction, "factors": list(factors)}
+    found = {name: record.get(name) for name in plan}
+    if found != plan:
+        raise UserError(
+            f"{folder} must be planted with {plan}, got {found}; delete it or set model.path"
+        )

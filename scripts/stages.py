@@ -25,7 +25,7 @@ from eval.records import Prompt
 from models.generate import Sampler, check_length, denoise
 from models.ideogram4 import BRANCHES, architecture, branch_modules, source_sha256
 from models.pipeline import load_pipeline, resolve_device
-from models.planted import plant_model
+from models.planted import check_planted, plant_model
 from quant.act_stats import load_stats
 from quant.calibrate import calibrate
 from quant.checkpoint import read_recipe, save_checkpoint
@@ -66,15 +66,18 @@ class Quantized:
 def open_model(config: ModelConfig) -> Model:
     """Find a model's folder and hash its weights; a planted model is derived when missing."""
     folder = from_root(config.path)
-    if config.plant is not None and not (folder / "model_index.json").exists():
+    plant = {} if config.plant is None else asdict(config.plant)
+    source = plant.pop("source", None)
+    if plant and (folder / "model_index.json").exists():
+        check_planted(folder, **plant)
+    elif plant:
         if not config.build_missing:
             raise UserError(
                 f"model {config.name} is not in {terse(folder)}; "
                 f"make it with scripts/plant_outliers.py model={config.name}"
             )
         print(f"model {config.name} is missing, planting it in {terse(folder)}", file=sys.stderr)
-        plant = asdict(config.plant)
-        plant_model(from_root(plant.pop("source")), folder, **plant)
+        plant_model(from_root(source), folder, **plant)
     if not (folder / "model_index.json").exists():
         raise UserError(
             f"model {config.name} must be a diffusers folder at {terse(folder)}, got nothing "

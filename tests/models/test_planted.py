@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 import models.planted as planted_module
 from models.ideogram4 import BRANCHES, architecture
 from models.pipeline import load_pipeline
-from models.planted import RECORD, plant_model
+from models.planted import RECORD, check_planted, plant_model
 from quant.errors import UserError
 
 OPTIONS = {"seed": 3, "fraction": 0.02, "factors": (8.0, 16.0, 32.0, 64.0)}
@@ -123,3 +123,12 @@ def test_planting_refuses_a_bad_source_or_an_existing_target(toy_folder, tmp_pat
     with pytest.raises(UserError, match="planted exists already; delete it to derive it again"):
         plant_model(toy_folder, tmp_path / "planted", **OPTIONS)
     assert list((tmp_path / "planted").iterdir()) == []
+
+
+def test_a_folder_of_another_plan_is_refused(planted_folder, toy_folder):
+    check_planted(planted_folder, **OPTIONS)
+    for change in ({"seed": 4}, {"fraction": 0.01}, {"factors": (8.0,)}):
+        with pytest.raises(UserError, match=r"must be planted with .*got .*delete it or set"):
+            check_planted(planted_folder, **OPTIONS | change)
+    with pytest.raises(UserError, match=r"must hold a planted model with planted.json, got none"):
+        check_planted(toy_folder, **OPTIONS)
