@@ -1,8 +1,8 @@
 """Tabulate a ladder of recipes from the ledger: what each step changes, with paired intervals.
 
     python scripts/ladder.py mini_planted                         # from the committed rows
-    python scripts/ladder.py mini --variant int8 --backend torch-cpu
-    python scripts/evaluate.py -m model=mini_planted variant=int8 \\
+    python scripts/ladder.py mini_planted --recipes naive smoothquant
+    python scripts/evaluate.py -m model=mini_planted variant=fused_int8 n=100 \\
         recipe=naive,smooth_only,smoothquant                      # makes the rows
 
 Writes <results>/tables/ladder_<model>.md. Prints one JSON document last.
@@ -64,7 +64,7 @@ def main() -> None:
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument("model")
-        parser.add_argument("--variant", default="int8")
+        parser.add_argument("--variant", default="fused_int8")
         parser.add_argument("--recipes", nargs="+", default=RECIPES)
         parser.add_argument("--prompts", default="mini_hard")
         parser.add_argument("--dtype", default="float32")

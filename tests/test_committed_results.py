@@ -1,0 +1,54 @@
+"""What is committed is what the scripts make of the committed measurements."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eval.accuracy import text_accuracy
+from eval.ledger import SCORES, read_table
+from eval.records import Prompt
+from quant.errors import UserError
+from scripts import describe_mini, fill_readme, ladder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_card_is_what_the_measurements_say():
+    assert (ROOT / "models" / "mini" / "README.md").read_text() == describe_mini.card()
+
+
+def test_the_readme_holds_the_committed_tables():
+    text = (ROOT / "README.md").read_text()
+    assert fill_readme.fill(text) == text
+    assert text.count("<!-- table: ") == 2 and "| fused_int8 |" in text
+
+
+def test_a_readme_table_that_is_missing_is_named():
+    with pytest.raises(UserError, match=r"README.md names results/none.md, which does not exist"):
+        fill_readme.fill("<!-- table: results/none.md -->\n<!-- end -->")
+
+
+def test_the_ladder_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
+    committed = (ROOT / "results" / "tables" / "ladder_mini_planted.md").read_text()
+    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    monkeypatch.setattr("sys.argv", ["ladder.py", "mini_planted", "--results", str(tmp_path)])
+    ladder.main()
+    assert (tmp_path / "tables" / "ladder_mini_planted.md").read_text() == committed
+    assert committed in capsys.readouterr().out
+
+
+def test_every_run_in_the_ledger_has_its_record():
+    runs = set(read_table(ROOT / "results" / "scores.csv", SCORES)["run_id"])
+    assert runs
+    assert runs == {path.stem for path in (ROOT / "results" / "runs").glob("*.json")}
+
+
+def test_accuracy_counts_texts_not_captions():
+    prompts = [Prompt("a", "{}", ("X", "Y"), 0), Prompt("b", "{}", ("Z",), 1)]
+    rows = pd.DataFrame({"prompt_id": ["b", "a"], "value": [1.0, 0.5]})
+    found = text_accuracy(rows, prompts)
+    assert (found.n, round(found.estimate * 3)) == (3, 2)
+    assert found.low < 2 / 3 < found.high
+    with pytest.raises(UserError, match="one row for each of 2 prompts, got 1"):
+        text_accuracy(rows[:1], prompts)
