@@ -181,6 +181,7 @@ class TrainMiniConfig:
     size: str = "full"  # full or toy
     seed: int = 0
     out: str = "outputs/train_mini"
+    curves: str | None = None  # folder of loss.csv and ocr.csv; default: out
     device: str = "auto"
     stop_after: str = "done"  # vae, conditional, unconditional or done
     pool: PoolConfig = MISSING

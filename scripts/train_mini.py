@@ -1,7 +1,7 @@
 """Train the mini: VAE, then the conditional and the unconditional branch, on one GPU.
 
-    python scripts/train_mini.py                                  # about half an hour on one H200
-    python scripts/train_mini.py out=outputs/train_mini           # again: goes on where it stopped
+    python scripts/train_mini.py curves=results/mini              # about half an hour on one H200
+    python scripts/train_mini.py curves=results/mini              # again: goes on where it stopped
     python scripts/train_mini.py size=toy out=outputs/rehearsal workers=1 readers=1 probe=2 \\
         pool.slot=64 pool.easy=64 pool.medium=64 pool.hard=64 vae.batch=4 vae.seconds=5 \\
         conditional.batch=8 conditional.seconds=8 unconditional.batch=8 unconditional.seconds=5
@@ -180,7 +180,7 @@ def train(config: TrainMiniConfig) -> Path:
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True
     size = FULL if config.size == "full" else TOY
-    curves = Curves(out)
+    curves = Curves(from_root(config.curves or config.out))
     state = load_state(out)
     print(f"stage {state['stage']}, {state['elapsed']:.0f} s spent, on {device}")
 
