@@ -108,8 +108,8 @@ class QuantizeConfig(CalibrateConfig):
 
 
 @dataclass
-class GenerateConfig(QuantizeConfig):
-    """scripts/generate.py"""
+class DrawConfig(QuantizeConfig):
+    """What decides a picture besides model and recipe."""
 
     variant: VariantConfig = MISSING
     sampler: SamplerConfig = MISSING
@@ -118,21 +118,20 @@ class GenerateConfig(QuantizeConfig):
     steps: int | None = None  # instead of the sampler's
     guidance: float | None = None  # instead of the model's, at every step
     size: int | None = None  # instead of the model's
+
+
+@dataclass
+class GenerateConfig(DrawConfig):
+    """scripts/generate.py"""
+
     seed: int = 0
     out: str = "poster.png"
 
 
 @dataclass
-class EvaluateConfig(QuantizeConfig):
+class EvaluateConfig(DrawConfig):
     """scripts/evaluate.py"""
 
-    variant: VariantConfig = MISSING
-    sampler: SamplerConfig = MISSING
-    engine: str = "stock"
-    dtype: str = "float32"
-    steps: int | None = None
-    guidance: float | None = None
-    size: int | None = None
     prompts: str | None = None  # name of a file in prompts/, or a path; default: the model's
     n: int | None = None  # of its first prompts
     batch: int | None = None  # instead of the hardware's

@@ -15,7 +15,7 @@ from models.poster_type import FACES
 from models.poster_words import is_held_out
 from models.posters import caption_json, make_poster
 from models.training.reading import PROBE_SEED
-from scripts.make_prompts import SETS, prompt_sets
+from scripts.make_prompts import HARD_FACES, SETS, prompt_sets
 
 FOLDER = Path(__file__).resolve().parents[2] / "prompts"
 SIZES = {"mini_easy": 200, "mini_medium": 200, "mini_hard": 200, "mini_calibration": 32}
@@ -94,10 +94,12 @@ def test_medium_has_the_typefaces_orders_and_descriptions(sets):
     assert 60 <= described <= 140
 
 
-def test_hard_goes_down_to_18_px_on_every_varied_background(sets):
+def test_hard_is_small_on_every_varied_background(sets):
     made = posters(sets["mini_hard"], ("hard",))
     sizes = [e.cap_px for poster in made for e in poster.elements if e.kind == "text"]
-    assert 18.0 <= min(sizes) < 18.5 and max(sizes) > 30
+    assert 18.0 <= min(sizes) < 18.5 and max(sizes) <= 21.5
+    assert {e.face for p in made for e in p.elements if e.kind == "text"} == set(HARD_FACES)
+    assert all(any(c.isdigit() for c in text) for poster in made for text in poster.texts)
     backgrounds = [poster.background for poster in made]
     for kind in ("gradient", "pattern", "texture"):
         assert backgrounds.count(kind) >= 40
