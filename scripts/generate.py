@@ -1,7 +1,7 @@
 """Draw one picture from a caption.
 
     python scripts/generate.py '{"compositional_deconstruction":{"background":"flat teal",
-      "elements":[{"type":"text","bbox":[375,150,600,850],"text":"DIT8","desc":"white sans"}]}}'
+      "elements":[{"type":"text","bbox":[375,150,600,850],"text":"QUANT8","desc":"white sans"}]}}'
     python scripts/generate.py caption.json variant=bf16 steps=12 seed=3 out=poster.png
 
 The caption is JSON, or a file that holds it; everything after it overrides conf/generate.yaml.
