@@ -8,9 +8,9 @@
                                                                   # rehearsal on a CPU, a minute
 
 Writes the training checkpoint (see models/training/checkpoint.py) at every evaluation, the curves
-`loss.csv` and `ocr.csv`, and at the end the diffusers folder `<out>/mini`. Stopped within the VAE, which
-takes five minutes, it begins that stage anew. The posters are drawn
-anew in every run, so a resumed run sees fresh ones.
+`loss.csv` and `ocr.csv`, and at the end the diffusers folder `<out>/mini`. Stopped within the VAE,
+which takes five minutes, it begins that stage anew. The posters are drawn anew in every run, so a
+resumed run sees fresh ones.
 """
 
 import sys
