@@ -1,6 +1,6 @@
 """Measure the ceiling of the mini: how its reference posters and their VAE reconstructions read.
 
-    python scripts/check_vae.py                                   # three sets, about five minutes
+    python scripts/check_vae.py                                   # three sets, about three minutes
     python scripts/check_vae.py --sets mini_easy --n 20
 
 A prompt's seed is its poster's seed, so the reference pictures of the committed prompt sets can be

@@ -3,7 +3,7 @@
     x_t = (1 - t) noise + t data,   v = data - noise,   t = 0 is noise, t = 1 is data
     loss = mean(w (v_theta(x_t, t, text) - v)^2)
 
-(Lipman et al., arXiv:2210.02747, eq. 22, with the optimal-transport path.) `velocity` runs the
+(Lipman et al., arXiv:2210.02747, with the optimal-transport path.) `velocity` runs the
 blocks of `Ideogram4Transformer2DModel` without the waste of its forward: no image rows through the
 text projection, one rotary table for the whole batch, a key mask instead of a dense one. Its output
 equals the stock forward's (tested).

@@ -4,7 +4,7 @@
     W <- W - lr (0.2 sqrt(max(N, K)) U + wd W)
 
 (Jordan et al., "Muon: An optimizer for hidden layers", 2024; the factor 0.2 sqrt(max) of
-arXiv:2502.16982, eq. 4, gives updates the RMS that AdamW's have, so rates carry over.)
+arXiv:2502.16982 gives updates the RMS that AdamW's have, so rates carry over.)
 
 torch.optim.Muon computes the same one matrix after another, about 1700 launches a step for the
 mini's 56 matrices; here matrices of one shape are stacked, about 60 launches. On equal samples Muon

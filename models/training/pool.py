@@ -229,9 +229,14 @@ def decode_tokens(vae, latents: torch.Tensor) -> torch.Tensor:
     z = z.reshape(batch, channels, 2 * TOKEN_GRID, 2 * TOKEN_GRID)
     with torch.autocast(z.device.type, torch.bfloat16, enabled=z.is_cuda):
         x = vae.decode(z).sample
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return to_pixels(x)
 
 
 def to_signal(pixels: torch.Tensor) -> torch.Tensor:
     """Turn (B, H, W, 3) uint8 into (B, 3, H, W) fp32 in [-1, 1], channels last in memory."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pixels(signal: torch.Tensor) -> torch.Tensor:
+    """Turn (B, 3, H, W) signals into (B, H, W, 3) uint8, clipping and rounding to the nearest."""
+    return ((signal.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -5,7 +5,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from models.training.pool import PoolFiller, to_signal
+from models.training.pool import PoolFiller, to_pixels, to_signal
 
 KL_WEIGHT = 2e-4
 EDGE_WEIGHT = 0.3
@@ -69,4 +69,4 @@ def reconstruct(vae, pixels: torch.Tensor) -> torch.Tensor:
     """Encode and decode (B, H, W, 3) uint8 posters through the posterior mean."""
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
         y = vae.decode(vae.encode(to_signal(pixels)).latent_dist.mode()).sample
-    return ((y.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return to_pixels(y)
