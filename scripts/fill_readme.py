@@ -1,5 +1,6 @@
 """Put the committed tables into README.md, between their markers.
 
+    cp results/demo/table.md results/tables/demo.md               # to publish a demo's table
     python scripts/fill_readme.py
 
 A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`.
