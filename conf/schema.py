@@ -44,8 +44,8 @@ class VariantConfig:
     """How the weights are stored and multiplied."""
 
     name: str = MISSING
-    format: str = MISSING  # source: as the model is on disk; w8a8; rounded
-    gemm: str | None = None  # w8a8 only: fake_quant or fused
+    format: str = MISSING  # source: as the model is on disk; rounded; or a file format
+    gemm: str | None = None  # int8 formats only: fake_quant or fused
     bits: int | None = None  # rounded only
 
 
@@ -55,9 +55,16 @@ class RecipeConfig:
 
     name: str = MISSING
     alpha: float | None = 0.5
+    alpha_grid: list[float] = field(default_factory=list)
     smoothing_carrier: str = "folded"
+    rotation: int = 0
+    activation_scale: str = "token"
     protect: Any = "half"  # "half" or a count; Recipe checks it, OmegaConf cannot merge unions
-    quantize_llm_projection: bool = True
+    keep: list[str] = field(default_factory=list)
+    quantize_text: bool = True
+    quantize_rest: bool = False
+    method: str = "rule"
+    latency: float = 1.0
 
 
 @dataclass
@@ -78,6 +85,7 @@ class HardwareConfig:
     name: str = MISSING
     device: str = MISSING  # auto, cpu or cuda
     batch: int = 1
+    staged: bool = False  # calibrate: text encoder and branches visit the device one at a time
 
 
 @dataclass
@@ -87,6 +95,7 @@ class CalibrationConfig:
     prompts: str | None = None  # prompt set; default: the model's
     n: int | None = None  # of its first prompts
     dtype: str = "float32"
+    samples: int = 256  # rows of every activation kept for recipes that compare output errors
     sampler: SamplerConfig = MISSING
 
 
@@ -101,14 +110,25 @@ class CalibrateConfig:
 
 
 @dataclass
-class QuantizeConfig(CalibrateConfig):
-    """scripts/quantize.py"""
+class ConvertConfig(CalibrateConfig):
+    """What decides a checkpoint besides its format."""
 
     recipe: RecipeConfig = MISSING
+    lora: str | None = None  # safetensors merged into the weights before they are quantized
+    lora_scale: float = 1.0
+    latency: str = "conf/latency/h200.csv"  # modelled times of a GPU, for recipe=auto
 
 
 @dataclass
-class DrawConfig(QuantizeConfig):
+class QuantizeConfig(ConvertConfig):
+    """scripts/quantize.py"""
+
+    format: str = "w8a8"  # see quant/formats/table.py
+    release: bool = False  # also lay out a folder as one would publish it
+
+
+@dataclass
+class DrawConfig(ConvertConfig):
     """What decides a picture besides model and recipe."""
 
     variant: VariantConfig = MISSING
@@ -141,6 +161,22 @@ class EvaluateConfig(DrawConfig):
     archive: bool = False  # pack the pictures of the run into one .tar
     readers: int = 1  # processes that read text
     overwrite: bool = False  # replace rows of the ledger that differ
+
+
+@dataclass
+class FragilityConfig(CalibrateConfig):
+    """scripts/fragility.py"""
+
+    n: int = 2  # of the first calibration prompts; two make the two halves of the stability
+    size: int | None = None  # instead of the model's
+    latents: bool = True  # also generate to the end with each linear: two thirds of the time
+    random: bool = False  # random weights in place of the model's; then the following count
+    full: bool = True  # the real widths, otherwise a toy's
+    layers: int = 34
+    image_tokens: int = 256
+    text_tokens: int = 64
+    results: str = "results/fragility"
+    state: str = "outputs/fragility"
 
 
 @dataclass
@@ -201,6 +237,7 @@ def register() -> None:
         ("quantize_schema", QuantizeConfig),
         ("generate_schema", GenerateConfig),
         ("evaluate_schema", EvaluateConfig),
+        ("fragility_schema", FragilityConfig),
         ("train_mini_schema", TrainMiniConfig),
     ):
         store.store(name=name, node=node)

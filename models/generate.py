@@ -87,9 +87,17 @@ def check_length(pipeline, prompts: Sequence[Prompt], limit: int) -> None:
 
 
 def denoise(
-    pipeline, prompts: Sequence[Prompt], sampler: Sampler, step_ms: list[float] | None = None
+    pipeline,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    step_ms: list[float] | None = None,
+    *,
+    decode: bool = True,
 ) -> tuple[list[Image.Image], torch.Tensor]:
-    """Draw one batch: PIL pictures and the final latents (B, tokens, C) fp32 on the CPU."""
+    """Draw one batch: PIL pictures and the final latents (B, tokens, C) fp32 on the CPU.
+
+    Without `decode` the VAE stays out of it and the list of pictures is empty.
+    """
     grid = sampler.size_px // PATCH_PX
     channels = pipeline.transformer.config.in_channels
     noise = torch.stack([noise_for(p.id, p.seed, grid * grid, channels) for p in prompts])
@@ -113,8 +121,9 @@ def denoise(
         max_sequence_length=sampler.max_sequence_length,
         latents=noise,
         callback_on_step_end=after_step,
+        output_type="pil" if decode else "latent",
     ).images
-    return images, last["latents"].float().cpu()
+    return images if decode else [], last["latents"].float().cpu()
 
 
 def generate(

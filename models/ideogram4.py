@@ -6,8 +6,8 @@ original names, in which q, k and v are one linear `attention.qkv` and the outpu
 adaLN multiplies after the norm by a scale and adds no shift, so all four activations of a block
 can be rescaled exactly by what produces them: the two norms, the rows of `to_v` (attention mixes
 tokens, never channels) and the rows of `w3` (silu acts on w1's half only). The text projection's
-norm is the fifth. Never quantized, hence not listed: adaLN, time embedding, input and output
-projections, indicator embedding.
+norm is the fifth. The rest (adaLN, time embedding, input and output projections) is quantized only
+by recipes and formats that ask for it; nothing before it can absorb a scale.
 """
 
 from pathlib import Path
@@ -16,36 +16,45 @@ from torch import nn
 
 from quant.errors import UserError
 from quant.keys import files_sha256
-from quant.types import Architecture, Fold, StoredLinear
+from quant.types import Architecture, Group, StoredLinear
 
 # prefix in files and reports -> attribute of the pipeline (also its subfolder on disk)
 BRANCHES = {"conditional": "transformer", "unconditional": "unconditional_transformer"}
+
+OUTSIDE = (
+    "input_proj",
+    "t_embedding.mlp_in",
+    "t_embedding.mlp_out",
+    "adaln_proj",
+    "final_layer.linear",
+    "final_layer.adaln_modulation",
+)
 
 
 def architecture(num_layers: int) -> Architecture:
     """Describe one branch with `num_layers` blocks; both branches have the same description.
 
     Returns:
-        7 linears per block plus the text projection, as 4 folds per block plus one, in an order
-        that scales the columns of `to_v` and `w3` before their rows.
+        8 linears per block plus 7 outside, as 5 groups per block plus 7, in an order that scales
+        the columns of `to_v` and `w3` before their rows.
 
     Raises:
         ValueError: `num_layers` is below 1.
     """
     if num_layers < 1:
         raise ValueError(f"architecture: num_layers must be >= 1, got {num_layers}")
-    folds: list[Fold] = []
+    groups: list[Group] = []
     stored: list[StoredLinear] = []
     for index in range(num_layers):
         block = f"layers.{index}"
         attention, feed_forward = f"{block}.attention", f"{block}.feed_forward"
         qkv = tuple(f"{attention}.to_{letter}" for letter in "qkv")
         w1, w2, w3 = (f"{feed_forward}.w{number}" for number in (1, 2, 3))
-        folds += [
-            Fold(f"{attention}.qkv", f"{block}.attention_norm1", "norm", qkv),
-            Fold(f"{feed_forward}.up", f"{block}.ffn_norm1", "norm", (w1, w3)),
-            Fold(f"{attention}.o", f"{attention}.to_v", "linear", (f"{attention}.to_out.0",)),
-            Fold(f"{feed_forward}.w2", w3, "linear", (w2,)),
+        groups += [
+            Group(f"{attention}.qkv", f"{block}.attention_norm1", "norm", qkv),
+            Group(f"{feed_forward}.up", f"{block}.ffn_norm1", "norm", (w1, w3)),
+            Group(f"{attention}.o", f"{attention}.to_v", "linear", (f"{attention}.to_out.0",)),
+            Group(f"{feed_forward}.w2", w3, "linear", (w2,)),
         ]
         stored += [
             StoredLinear(f"{attention}.qkv", qkv),
@@ -53,11 +62,13 @@ def architecture(num_layers: int) -> Architecture:
             *(StoredLinear(name, (name,)) for name in (w1, w2, w3)),
         ]
     text = "llm_cond_proj"
+    groups.append(Group(text, "llm_cond_norm", "norm", (text,), "text"))
+    rest = [*(f"layers.{index}.adaln_modulation" for index in range(num_layers)), *OUTSIDE]
+    groups += [Group(name, None, "none", (name,), "rest") for name in rest]
     return Architecture(
-        folds=(*folds, Fold(text, "llm_cond_norm", "norm", (text,))),
-        stored=(*stored, StoredLinear(text, (text,))),
+        groups=tuple(groups),
+        stored=(*stored, *(StoredLinear(name, (name,)) for name in (text, *rest))),
         down_projections=tuple(f"layers.{index}.feed_forward.w2" for index in range(num_layers)),
-        llm_projection=text,
         indicator_argument="indicator",
         # The pipeline left-pads text with rows of indicator 0 (text is 3, image is 2).
         padding_indicator=0,

@@ -5,12 +5,22 @@ import warnings
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, Ideogram4Pipeline, ModelMixin
+from accelerate import init_empty_weights
+from diffusers import (
+    DiffusionPipeline,
+    Ideogram4Pipeline,
+    Ideogram4Transformer2DModel,
+    ModelMixin,
+)
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from models.ideogram4 import BRANCHES
 from quant.errors import UserError
+from quant.load import load_quantized
+from quant.safetensors_reader import SafetensorsFile
+from quant.source import FLOATS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,15 +54,25 @@ def resolve_device(name: str) -> torch.device:
 
 
 def load_pipeline(
-    folder: Path, dtype: str, companion_dtype: str, device: torch.device
+    folder: Path,
+    dtype: str,
+    companion_dtype: str,
+    device: torch.device,
+    *,
+    branches: bool = True,
 ) -> Ideogram4Pipeline:
     """Load an `Ideogram4Pipeline` from a local folder; nothing is downloaded.
+
+    Branches may be stored in any format that `quant.load` reads, the official FP8 and NF4 ones
+    included; they need no CUDA and no further package.
 
     Args:
         folder: as `save_pretrained` writes it.
         dtype: compute dtype of the two branches.
         companion_dtype: of text encoder and VAE, the same for every variant.
         device: where everything goes.
+        branches: False leaves the branches without storage, for `quant.load.load_quantized` to
+            fill: then a quantized model is in memory once, and its unquantized one never.
 
     Raises:
         UserError: no such folder, another kind of pipeline, or files that do not load.
@@ -74,30 +94,56 @@ def load_pipeline(
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    is_stock = branches and not _is_quantized(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             pipeline = DiffusionPipeline.from_pretrained(
                 folder,
                 local_files_only=True,
-                dtype={
-                    "transformer": branch,
-                    "unconditional_transformer": branch,
-                    "default": companion,
-                },
+                dtype={**dict.fromkeys(BRANCHES.values(), branch), "default": companion},
+                **({} if is_stock else _empty_branches(folder, branch)),
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model folder {folder} does not load: {first}; restore it") from error
     _check_complete(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
+    if branches and not is_stock:
+        load_quantized(pipeline, folder, device=device)
+    elif not branches:
+        for name, component in pipeline.components.items():
+            if isinstance(component, torch.nn.Module) and name not in BRANCHES.values():
+                component.to(device)
+        return pipeline
     return pipeline.to(device)
+
+
+def _is_quantized(folder: Path) -> bool:
+    """Tell whether a branch is stored in some other way than plain floating tensors."""
+    for subfolder in BRANCHES.values():
+        for path in (folder / subfolder).glob("*.safetensors"):
+            with SafetensorsFile(path, remedy="restore it") as file:
+                if any(spec.dtype not in FLOATS for spec in file.specs.values()):
+                    return True
+    return False
+
+
+def _empty_branches(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+    """Build the branches without storage for their parameters."""
+    modules = {}
+    for subfolder in BRANCHES.values():
+        config = Ideogram4Transformer2DModel.load_config(folder / subfolder)
+        config.pop("quantization_config", None)
+        with init_empty_weights():
+            modules[subfolder] = Ideogram4Transformer2DModel.from_config(config).to(dtype)
+    return modules
 
 
 def _check_complete(pipeline: Ideogram4Pipeline, folder: Path) -> None:
     """Refuse a branch or VAE with a tensor that no file holds: diffusers fills it at random."""
     for name, module in pipeline.components.items():
-        if not isinstance(module, ModelMixin):
+        if not isinstance(module, ModelMixin) or next(module.parameters()).is_meta:
             continue
         held: set[str] = set()
         for path in (folder / name).glob("*.safetensors"):

@@ -52,7 +52,7 @@ def plant_model(
             )
             save_file(tensors, weights, metadata={"format": "pt"})
             record[branch] = {
-                p.fold: dict(zip(p.channels, p.factors, strict=True)) for p in planted
+                p.group: dict(zip(p.channels, p.factors, strict=True)) for p in planted
             }
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Build the pipeline of a variant: stock weights, rounded ones, or a checkpoint swapped in."""
+"""Build the pipeline of a variant: stock weights, rounded ones, or those of a checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ from kernels.backend import backend_name
 from models.ideogram4 import architecture, branch_modules
 from models.pipeline import load_pipeline
 from quant.errors import UserError
+from quant.formats.table import FORMATS
 from quant.load import load_quantized
 from quant.rounding import round_linears
 
-FORMATS = ("source", "w8a8", "rounded")
+IN_MEMORY = ("source", "rounded")  # made from the model's own weights, without a checkpoint
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Variant:
 
     Args:
         name: label in ledgers and tables.
-        format: "source" (as the model is on disk), "w8a8", or "rounded" (see quant/rounding.py).
-        gemm: for w8a8, "fake_quant" or "fused".
+        format: "source" (as the model is on disk), "rounded" (see quant/rounding.py), or a file
+            format of quant/formats/table.py.
+        gemm: for the int8 formats, "fake_quant" or "fused".
         bits: for rounded.
     """
 
@@ -33,14 +35,14 @@ class Variant:
     bits: int | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
+        if self.format not in (*IN_MEMORY, *FORMATS):
             raise UserError(
-                f"variant {self.name}: format must be one of {', '.join(FORMATS)}, "
+                f"variant {self.name}: format must be one of {', '.join((*IN_MEMORY, *FORMATS))}, "
                 f"got {self.format!r}"
             )
-        if (self.format == "w8a8") != (self.gemm is not None):
+        if self.has_recipe != (self.gemm is not None):
             raise UserError(
-                f"variant {self.name}: gemm goes with format w8a8 and no other, got format "
+                f"variant {self.name}: gemm goes with an int8 format and no other, got format "
                 f"{self.format!r} and gemm {self.gemm!r}"
             )
         if (self.format == "rounded") != (self.bits is not None):
@@ -51,7 +53,12 @@ class Variant:
 
     @property
     def needs_checkpoint(self) -> bool:
-        return self.format == "w8a8"
+        return self.format not in IN_MEMORY
+
+    @property
+    def has_recipe(self) -> bool:
+        """Tell whether a recipe changes this variant."""
+        return self.needs_checkpoint and FORMATS[self.format].has_recipe
 
     def backend(self, device: torch.device) -> str:
         """Name what multiplies: the fused op's backend, else torch's own matmul."""
@@ -75,9 +82,13 @@ def build_variant(
     Raises:
         UserError: a model or checkpoint that is missing, damaged or of another model.
     """
-    pipeline = load_pipeline(folder, dtype, companion_dtype, device)
+    pipeline = load_pipeline(
+        folder, dtype, companion_dtype, device, branches=not variant.needs_checkpoint
+    )
     if variant.needs_checkpoint:
-        load_quantized(pipeline, checkpoint, variant.gemm, model_key=model_key)
+        gemm = variant.gemm or "fused"
+        load_quantized(pipeline, checkpoint, gemm, model_key=model_key, device=device)
+        pipeline.to(device)
     if variant.format == "rounded":
         for module in branch_modules(pipeline).values():
             round_linears(module, architecture(len(module.layers)), variant.bits)

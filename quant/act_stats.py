@@ -1,6 +1,6 @@
 """Activation statistics: what is kept of a calibration, and its file.
 
-For every activation (a fold, shared by the linears that read it) and every denoising step, the
+For every activation (of a group of linears that read it) and every denoising step, the
 largest magnitude of each channel over prompts and real tokens. A maximum does not depend on the
 order of what it is taken over, so an interrupted calibration that continues gives the same bits as
 an unbroken one. Size: steps * K * 4 bytes per activation; 2.1 MB for the bundled mini at 20
@@ -15,7 +15,7 @@ from quant.errors import UserError
 from quant.tensor_file import read_tensors, write_tensors
 from quant.types import ActStats
 
-KIND = "activation statistics 1"  # raise the number when the content changes its meaning
+KIND = "activation statistics 2"  # raise the number when the content changes its meaning
 
 
 def absmax(stats: ActStats, key: str) -> torch.Tensor:
@@ -71,7 +71,9 @@ def save_stats(stats: ActStats, path: str | Path) -> None:
         "total": stats.total,
         "rows": stats.rows,
     }
-    write_tensors(path, stats.step_absmax, KIND, header)
+    tensors = {f"absmax:{key}": tensor for key, tensor in stats.step_absmax.items()}
+    tensors |= {f"samples:{key}": tensor for key, tensor in stats.samples.items()}
+    write_tensors(path, tensors, KIND, header)
 
 
 def load_stats(path: str | Path) -> ActStats:
@@ -82,10 +84,15 @@ def load_stats(path: str | Path) -> ActStats:
     """
     tensors, header = read_tensors(path, KIND, remedy="make it anew with scripts/calibrate.py")
     return ActStats(
-        step_absmax=tensors,
+        step_absmax=_under("absmax:", tensors),
         rows=header["rows"],
         done=tuple(header["done"]),
         total=header["total"],
         model_key=header["model_key"],
         prompts_key=header["prompts_key"],
+        samples=_under("samples:", tensors),
     )
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -4,7 +4,7 @@ The one loop of the project that runs the unquantized model for quantization's s
 goes; started again with the same model and prompts it continues with the prompts not yet done.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -35,6 +35,7 @@ def calibrate(
     *,
     model_key: str,
     prompts_key: str,
+    sample_steps: Collection[int] = (),
     save_every: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ActStats:
@@ -52,6 +53,8 @@ def calibrate(
         model_key: identifies the weights.
         prompts_key: identifies everything else that moves an activation: captions, seeds, steps,
             guidance, size; `quant.keys.content_key` makes one.
+        sample_steps: steps at which one row of every activation is kept per prompt, for recipes
+            that compare output errors; R = steps * prompts rows of K bf16 values.
         save_every: prompts between two writes; raise it when the file is large (act_stats).
         progress: called with (prompts done, prompts in all), first with what a restart found.
 
@@ -69,14 +72,14 @@ def calibrate(
     if save_every < 1:
         raise ValueError(f"calibrate: save_every must be >= 1, got {save_every}")
     stats = _resume(Path(path), names, model_key, prompts_key)
-    maxima = ChannelMaxima(stats.step_absmax, stats.rows)
+    maxima = ChannelMaxima(stats.step_absmax, stats.rows, stats.samples, sample_steps)
     finished = set(stats.done)
     remaining = [prompt for prompt in prompts if prompt.id not in finished]
     if progress is not None:
         progress(len(finished), len(names))
     with recording(branches, architecture, maxima):
         for count, prompt in enumerate(remaining, start=1):
-            maxima.begin_prompt()
+            maxima.begin_prompt(prompt.id)
             generate_one(prompt)
             finished.add(prompt.id)
             if count % save_every == 0 or count == len(remaining):
@@ -88,6 +91,7 @@ def calibrate(
                     total=len(names),
                     model_key=model_key,
                     prompts_key=prompts_key,
+                    samples=maxima.samples(),
                 )
                 _check_all_seen(stats, branches, architecture)
                 save_stats(stats, path)
@@ -116,9 +120,9 @@ def _check_all_seen(
 ) -> None:
     """Refuse statistics with a hole: a linear that never ran would be quantized blindly."""
     for branch in branches:
-        for fold in architecture.folds:
-            if f"{branch}/{fold.name}" not in stats.step_absmax:
+        for group in architecture.groups:
+            if group.role != "rest" and f"{branch}/{group.name}" not in stats.step_absmax:
                 raise UserError(
                     f"calibrate: generate_one must run every linear of both branches, got no "
-                    f"input of {branch}/{fold.name}; run the conditional and unconditional branch"
+                    f"input of {branch}/{group.name}; run the conditional and unconditional branch"
                 )

@@ -1,91 +1,246 @@
-"""One W8A8 safetensors for both branches, and recipe.json beside it.
+"""Write a checkpoint of any format, streaming: one linear in memory, whole or absent on disk.
 
-Names are the published ones with a branch prefix: `conditional.layers.0.attention.qkv.wq`. The
-header carries the recipe too, so the file alone is enough; recipe.json is for people. What a file
-must hold is checked against a model by `quant.load`; here only the container is.
+The header carries format, recipe, model key and source hash, so a file alone is enough; recipe.json
+beside it is for people. Equal content gives equal bytes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from quant.atomic import write_atomically
-from quant.recipe import recipe_from_json, recipe_to_json
-from quant.tensor_file import read_tensors, write_tensors
-from quant.types import ResolvedRecipe
+from quant.convert import Entry, branch_entries
+from quant.errors import UserError
+from quant.formats.table import Format
+from quant.gguf_file import GgufTensor, write_gguf
+from quant.recipe_json import recipe_to_json
+from quant.safetensors_writer import SafetensorsWriter
+from quant.source import BranchSource
+from quant.stored import ENTRY, KIND
+from quant.types import (
+    ActStats,
+    Architecture,
+    LayerReport,
+    ResolvedRecipe,
+    StoredLinear,
+    TensorSpec,
+)
 
-KIND = "W8A8 checkpoint 1"  # raise the number when a tensor changes its name or meaning
-REMEDY = "make it with scripts/quantize.py"
+GGUF_PREFIXES = {"conditional": "cond.", "unconditional": "uncond."}
+# what diffusers needs to find in config.json to load the weights through bitsandbytes
+NF4_CONFIG = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": False,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8",
+}
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A read checkpoint: branch -> tensors by published name, and what made them."""
+class Origin:
+    """Where the weights come from, for the header and for config files."""
 
-    branches: dict[str, dict[str, torch.Tensor]]
-    resolved: ResolvedRecipe
+    model_key: str
     source_sha256: str
+    subfolders: Mapping[str, str]  # branch -> subfolder of the diffusers layout
+    configs: Mapping[str, Mapping]  # branch -> its config.json
+
+
+def checkpoint_name(target: Format) -> str:
+    """Name the file, or "" for a format that fills the folder."""
+    return {"file": "model.safetensors", "gguf": "model.gguf"}.get(target.container, "")
 
 
 def save_checkpoint(
-    path: str | Path,
-    branches: Mapping[str, Mapping[str, torch.Tensor]],
-    resolved: ResolvedRecipe,
+    folder: str | Path,
+    target: Format,
+    sources: Mapping[str, BranchSource],
+    architecture: Architecture,
+    origin: Origin,
+    resolved: ResolvedRecipe | None = None,
+    stats: ActStats | None = None,
     *,
-    source_sha256: str,
-) -> None:
-    """Write the checkpoint and recipe.json, each atomically; the checkpoint last.
-
-    So a checkpoint that exists is whole and has its recipe beside it. Equal content, equal bytes.
+    progress: Progress = lambda weights: None,
+) -> tuple[LayerReport, ...]:
+    """Convert every branch into `folder`, which appears when it is complete.
 
     Args:
-        path: the .safetensors file; recipe.json goes to the same folder.
-        branches: branch -> tensors by published name, as `quant.quantize` makes them.
-        resolved: the recipe that made them.
-        source_sha256: of the unquantized model's files.
+        folder: must not exist; gets model.safetensors, model.gguf, or one file or subfolder a
+            branch, and recipe.json for a format with a recipe.
+        target: the format.
+        sources: branch -> unquantized weights.
+        architecture: of each branch.
+        origin: for the header.
+        resolved: for the int8 formats.
+        stats: of this model, if the recipe needs them.
+        progress: called with the number of source values that have just been converted.
+
+    Returns:
+        one report a linear for the int8 formats; nothing for the others.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: whatever `quant.convert` refuses, or a disk that is full.
     """
-    text = recipe_to_json(resolved)
-    tensors = {
-        f"{branch}.{name}": tensor
-        for branch in branches
-        for name, tensor in branches[branch].items()
-    }
+    folder = Path(folder)
+    if target.container == "diffusers":
+        architecture = _unstacked(architecture)
     header = {
-        "recipe": text,
-        "model_key": resolved.model_key,
-        "source_sha256": source_sha256,
+        "kind": KIND,
+        "format": target.name,
+        "model_key": origin.model_key,
+        "source_sha256": origin.source_sha256,
+        "recipe": None if resolved is None else recipe_to_json(resolved),
     }
-    recipe_path = Path(path).with_name("recipe.json")
-    write_atomically(recipe_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    write_tensors(path, tensors, KIND, header)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    reports: list[LayerReport] = []
+    try:
+        _make_folder(partial)
+        entries = {
+            branch: _counted(
+                branch_entries(source, architecture, branch, target, resolved, stats),
+                reports,
+                progress,
+            )
+            for branch, source in sources.items()
+        }
+        _WRITERS[target.container](partial, target, entries, origin, header)
+        if resolved is not None:
+            text = recipe_to_json(resolved)
+            write_atomically(
+                partial / "recipe.json", lambda path: path.write_text(text, encoding="utf-8")
+            )
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            raise UserError(
+                f"save_checkpoint: cannot move the finished checkpoint to {folder}: "
+                f"{error.strerror}; delete what is there"
+            ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return tuple(reports)
 
 
-def read_recipe(path: str | Path) -> ResolvedRecipe:
-    """Read the recipe out of a checkpoint's header, no tensor with it.
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"save_checkpoint: cannot make {folder}: {error.strerror}; choose a folder that you "
+            "may write to"
+        ) from error
 
-    Raises:
-        UserError: as `load_checkpoint`.
-    """
-    _, header = read_tensors(path, KIND, remedy=REMEDY, header_only=True)
-    return recipe_from_json(header["recipe"])
+
+def _unstacked(architecture: Architecture) -> Architecture:
+    """Give every module its own name on disk, as diffusers has it."""
+    stored = tuple(StoredLinear(part, (part,)) for s in architecture.stored for part in s.parts)
+    return replace(architecture, stored=stored)
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read the whole file to the CPU.
+def _counted(entries: list[Entry], reports: list[LayerReport], progress: Progress) -> list[Entry]:
+    """Let every entry, when it is made, file its report and tell its size."""
 
-    Does not know the model: `quant.load.load_quantized` checks every tensor against it.
+    def counted(entry: Entry) -> Entry:
+        def make() -> tuple[dict[str, torch.Tensor], None]:
+            tensors, report = entry.make()
+            if report is not None:
+                reports.append(report)
+            progress(entry.values)
+            return tensors, None
 
-    Raises:
-        UserError: no file, not a safetensors, another format or version, or a broken recipe.
-    """
-    tensors, header = read_tensors(path, KIND, remedy=REMEDY)
-    branches: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        branch, _, rest = name.partition(".")
-        branches.setdefault(branch, {})[rest] = tensor
-    return Checkpoint(branches, recipe_from_json(header["recipe"]), header["source_sha256"])
+        return replace(entry, make=make)
+
+    return [counted(entry) for entry in entries]
+
+
+def _specs(entries: list[Entry], prefix: str) -> dict[str, TensorSpec]:
+    return {f"{prefix}{name}": spec for entry in entries for name, spec in entry.specs.items()}
+
+
+def _write_safetensors(path: Path, prefixed: Mapping[str, list[Entry]], metadata: dict) -> None:
+    specs = {}
+    for prefix, entries in prefixed.items():
+        specs |= _specs(entries, prefix)
+    with SafetensorsWriter(path, specs, metadata) as writer:
+        for prefix, entries in prefixed.items():
+            for entry in entries:
+                for name, tensor in entry.make()[0].items():
+                    writer.write(f"{prefix}{name}", tensor)
+
+
+def _write_file(
+    folder: Path, target: Format, entries: Mapping[str, list[Entry]], _: Origin, header: dict
+) -> None:
+    prefixed = {f"{branch}.": made for branch, made in entries.items()}
+    _write_safetensors(folder / checkpoint_name(target), prefixed, {ENTRY: json.dumps(header)})
+
+
+def _write_files(
+    folder: Path, _: Format, entries: Mapping[str, list[Entry]], __: Origin, header: dict
+) -> None:
+    for branch, made in entries.items():
+        metadata = {ENTRY: json.dumps(header)}
+        _write_safetensors(folder / f"{branch}.safetensors", {"": made}, metadata)
+
+
+def _write_diffusers(
+    folder: Path,
+    target: Format,
+    entries: Mapping[str, list[Entry]],
+    origin: Origin,
+    header: dict,
+) -> None:
+    for branch, made in entries.items():
+        subfolder = folder / origin.subfolders[branch]
+        _make_folder(subfolder)
+        config = dict(origin.configs[branch])
+        config.pop("quantization_config", None)
+        if target.name == "nf4":
+            config["quantization_config"] = NF4_CONFIG
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        write_atomically(
+            subfolder / "config.json", lambda path, text=text: path.write_text(text, "utf-8")
+        )
+        # "format: pt" is what diffusers and transformers expect of a safetensors file
+        metadata = {ENTRY: json.dumps(header), "format": "pt"}
+        path = subfolder / "diffusion_pytorch_model.safetensors"
+        _write_safetensors(path, {"": made}, metadata)
+
+
+def _write_gguf(
+    folder: Path, target: Format, entries: Mapping[str, list[Entry]], _: Origin, header: dict
+) -> None:
+    tensors = []
+    for branch, made in entries.items():
+        prefix = GGUF_PREFIXES.get(branch, f"{branch}.")
+        for entry in made:
+            tensors += _gguf_tensors(entry, prefix, target)
+    write_gguf(folder / checkpoint_name(target), tensors, {ENTRY: json.dumps(header)})
+
+
+def _gguf_tensors(entry: Entry, prefix: str, target: Format) -> Iterator[GgufTensor]:
+    for name, spec in entry.specs.items():
+        is_block = spec.dtype == torch.uint8
+        yield GgufTensor(
+            f"{prefix}{name}",
+            target.name.upper() if is_block else "F32",
+            spec,
+            lambda entry=entry, name=name: entry.make()[0][name],
+        )
+
+
+_WRITERS = {
+    "file": _write_file,
+    "files": _write_files,
+    "diffusers": _write_diffusers,
+    "gguf": _write_gguf,
+}

@@ -1,9 +1,9 @@
-"""Put a W8A8 checkpoint into a pipeline: all of it, or nothing.
+"""Put a checkpoint of any format into a pipeline: all of it, or nothing.
 
 Every check and every new module comes before the first change, so an error leaves the pipeline as
-it was. The pipeline brings its unquantized weights; those no recipe touches (embeddings, time
-embedding, adaLN, in and out projections, the other norms) must equal the checkpoint's, which finds
-a checkpoint of another model even when all shapes agree.
+it was. Weights are read one linear at a time, straight to their device; a pipeline made with
+`models.pipeline.load_pipeline(..., branches=False)` brings none of its own, so the quantized ones
+are the only copy in memory.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from models.ideogram4 import architecture, branch_modules
-from quant.checkpoint import load_checkpoint
+from models.architectures import architecture_of, branches_of
+from quant.build_linear import build_modules, check_values, find_linears, read_linear
 from quant.errors import UserError
-from quant.layout import check_tensors, expected_tensors
-from quant.linear import Int8Linear, check_gemm, check_swappable, swap_linears
-from quant.recipe import quantized_linears
-from quant.types import Architecture, ResolvedRecipe
+from quant.linear import check_gemm, check_swappable, swap_linears
+from quant.lora import refuse_lora
+from quant.sanity import check_effective_weight
+from quant.source import FLOATS
+from quant.stored import REMEDY, StoredBranch, StoredCheckpoint, open_checkpoint
+from quant.types import Architecture
 
 Pipeline = TypeVar("Pipeline")
 
@@ -30,7 +32,7 @@ class _Plan:
     """What will change in one branch."""
 
     module: nn.Module
-    linears: dict[str, Int8Linear]
+    linears: dict[str, nn.Module]
     parameters: dict[str, torch.Tensor]  # diffusers name -> values
 
 
@@ -40,112 +42,156 @@ def load_quantized(
     gemm: str = "fused",
     *,
     model_key: str | None = None,
+    device: str | torch.device | None = None,
 ) -> Pipeline:
-    """Exchange the linears of both branches for those of a checkpoint.
+    """Exchange the linears of a pipeline's transformers for those of a checkpoint.
+
+    Reads what `scripts/quantize.py` writes (w8a8, fp8, nf4, q8_0, q4_k, comfy, bf16) and the
+    published files of the same formats, with the original or diffusers' names, sharded or not.
+
+    In a file that dit8 did not write, `.smooth` is taken as the divisor of the activation, as in
+    ours, and every linear that has one is checked against the opposite reading (quant/sanity.py).
 
     Args:
-        pipeline: a stock `Ideogram4Pipeline` of the model that was quantized; changed in place.
-        path: the .safetensors file.
-        gemm: "fused" (integer product) or "fake_quant" (product in the compute dtype).
-        model_key: of the pipeline's model, when known. Without it a model that differs only in
-            the weights that recipes touch (a planted one) is not told apart.
+        pipeline: a stock pipeline of a known architecture; changed in place.
+        path: a .safetensors or .gguf file, or a folder; see `quant.stored.open_checkpoint`.
+        gemm: of int8 linears: "fused" (integer product) or "fake_quant" (in the compute dtype).
+        model_key: of the pipeline's model, when known; a checkpoint that names its source must
+            name this one.
+        device: where weights go that the pipeline does not have yet; default: the CPU.
 
     Returns:
-        the same pipeline: Int8Linear where quantized, stock linears and norms with the stored
-        values elsewhere, on the devices and in the dtypes that were there.
+        the same pipeline: quantized modules where the file has them, stock linears and norms with
+        the file's values elsewhere, on the devices and in the dtypes that were there.
 
     Raises:
         UserError: unknown `gemm`; a missing, extra, mis-shaped or non-finite tensor; a checkpoint
             of another model; a pipeline already quantized.
     """
     check_gemm(gemm)
-    checkpoint = load_checkpoint(path)
-    modules = branch_modules(pipeline)
-    resolved = checkpoint.resolved
-    if model_key is not None and resolved.model_key != model_key:
-        raise UserError(
-            f"load_quantized: {path} must be made from model {model_key}, got model "
-            f"{resolved.model_key}; quantize this model with scripts/quantize.py"
-        )
-    if checkpoint.branches.keys() != modules.keys():
-        raise UserError(
-            f"load_quantized: {path} must hold the branches {', '.join(modules)}, got "
-            f"{', '.join(checkpoint.branches) or 'none'}; quantize with scripts/quantize.py"
-        )
-    plans = [
-        _plan(module, checkpoint.branches[branch], resolved, branch, str(path), gemm)
-        for branch, module in modules.items()
-    ]
+    branches = branches_of(type(pipeline).__name__)
+    modules = {branch: getattr(pipeline, attribute) for branch, attribute in branches.items()}
+    with open_checkpoint(path, branches) as checkpoint:
+        if None not in (model_key, checkpoint.model_key) and checkpoint.model_key != model_key:
+            raise UserError(
+                f"load_quantized: {path} must be made from model {model_key}, got model "
+                f"{checkpoint.model_key}; quantize this model with scripts/quantize.py"
+            )
+        place = torch.device(device or "cpu")
+        plans = [
+            _plan(module, branch, checkpoint, gemm, place) for branch, module in modules.items()
+        ]
     for plan in plans:
         swap_linears(plan.module, plan.linears)
-        current = plan.module.state_dict()
-        for name, tensor in plan.parameters.items():
-            current[name].copy_(tensor)
+        _assign(plan.module, plan.parameters)
+    if any(plan.linears for plan in plans):
+        refuse_lora(pipeline)
     return pipeline
 
 
 def _plan(
-    module: nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    resolved: ResolvedRecipe,
-    branch: str,
-    path: str,
-    gemm: str,
+    module: nn.Module, branch: str, checkpoint: StoredCheckpoint, gemm: str, device: torch.device
 ) -> _Plan:
     """Check one branch's tensors and build what replaces its linears; change nothing."""
-    branch_architecture = architecture(len(module.layers))
-    check_swappable(module, branch_architecture.linears)
+    stored = checkpoint.branches[branch]
+    architecture = architecture_of(module.config)
+    check_swappable(module, architecture.linears)
     current = module.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in current.items()}
-    expected = expected_tensors(shapes, branch_architecture, resolved, branch)
-    where = f"{path} ({branch})"
-    check_tensors(tensors, expected, where)
-    _check_same_model(tensors, current, branch_architecture, where)
-
-    rest, linears, parameters = dict(tensors), {}, {}
-    int8 = set(quantized_linears(branch_architecture, resolved, branch))
-    for stored in branch_architecture.stored:
-        fields = ("wq", "ws", "smooth", "bias", "weight")
-        values = {field: rest.pop(f"{stored.name}.{field}", None) for field in fields}
-        rows = [current[f"{part}.weight"].shape[0] for part in stored.parts]
-        start = 0
-        for part, count in zip(stored.parts, rows, strict=True):
-            old = current[f"{part}.weight"]
-            # rows of q, k and v are contiguous slices of the stored one; smooth is shared
-            own = {
-                field: value[start : start + count]
-                for field, value in values.items()
-                if value is not None and field != "smooth"
-            }
-            start += count
-            if stored not in int8:
-                parameters |= {f"{part}.{field}": value for field, value in own.items()}
-                continue
-            smooth, bias = values["smooth"], own.get("bias")
-            linears[part] = Int8Linear(
-                own["wq"].to(old.device),
-                own["ws"].to(old.device),
-                None if smooth is None else smooth.to(old.device),
-                None if bias is None else bias.to(old.device, old.dtype),
-                gemm=gemm,
+    linears: dict[str, nn.Module] = {}
+    parameters: dict[str, torch.Tensor] = {}
+    used: set[str] = set()
+    for found in find_linears(stored, architecture):
+        shapes = [tuple(current[f"{part}.weight"].shape) for part in found.parts]
+        old = current[f"{found.parts[0]}.weight"]
+        place = device if old.is_meta else old.device
+        tensors = read_linear(stored, found, shapes)
+        used |= {f"{found.name}{suffix}" for suffix in found.suffixes}
+        has_bias = f"{found.parts[0]}.bias" in current
+        if has_bias != (".bias" in tensors):
+            raise UserError(
+                f"load_quantized: {found.name} in {stored.where} must "
+                f"{'have' if has_bias else 'not have'} a bias; {REMEDY}"
             )
-    return _Plan(module, linears, parameters | rest)
+        if found.kind == "plain":
+            counts = [shape[0] for shape in shapes]
+            for suffix, tensor in tensors.items():
+                for part, rows in zip(found.parts, tensor.split(counts), strict=True):
+                    parameters[f"{part}{suffix}"] = rows.to(place, old.dtype)
+            continue
+        scheme = None
+        if checkpoint.resolved is not None:
+            group = next(g for g in architecture.groups if found.parts[0] in g.targets)
+            scheme = checkpoint.resolved.scheme(branch, group)
+        built = build_modules(
+            found, tensors, shapes, scheme, gemm=gemm, device=place, dtype=old.dtype
+        )
+        for part, linear in built.items():
+            if getattr(linear, "smooth", None) is not None:
+                check_effective_weight(linear, current[f"{part}.weight"], part, stored.where)
+        linears |= built
+    rest = _rest(stored, architecture, current, used)
+    _check_same_model(rest, current, architecture, stored.where)
+    for name, tensor in rest.items():
+        place = device if current[name].is_meta else current[name].device
+        parameters[name] = tensor.to(place, current[name].dtype)
+    return _Plan(module, linears, parameters)
+
+
+def _rest(
+    stored: StoredBranch,
+    architecture: Architecture,
+    current: Mapping[str, torch.Tensor],
+    used: set[str],
+) -> dict[str, torch.Tensor]:
+    """Read every tensor that belongs to no linear; none may be missing, extra or mis-shaped."""
+    linear_names = {f"{m}.{kind}" for m in architecture.linears for kind in ("weight", "bias")}
+    expected = {name: tuple(t.shape) for name, t in current.items() if name not in linear_names}
+    left = stored.specs.keys() - used
+    missing, extra = sorted(expected.keys() - left), sorted(left - expected.keys())
+    for kind, names in (("misses", missing), ("has too much:", extra)):
+        if names:
+            raise UserError(
+                f"load_quantized: {stored.where} {kind} {len(names)} tensors, first {names[0]!r}; "
+                f"{REMEDY}"
+            )
+    tensors = {}
+    for name, shape in expected.items():
+        spec = stored.specs[name]
+        if tuple(spec.shape) != shape or spec.dtype not in FLOATS:
+            raise UserError(
+                f"load_quantized: {name!r} in {stored.where} must be {shape} floating, got "
+                f"{tuple(spec.shape)} {str(spec.dtype).removeprefix('torch.')}; {REMEDY}"
+            )
+        tensors[name] = stored.read(name)
+        check_values(tensors[name], name, stored.where)
+    return tensors
 
 
 def _check_same_model(
-    tensors: Mapping[str, torch.Tensor],
+    rest: Mapping[str, torch.Tensor],
     current: Mapping[str, torch.Tensor],
-    branch_architecture: Architecture,
+    architecture: Architecture,
     where: str,
 ) -> None:
-    """Compare the tensors that no recipe changes, in the pipeline's dtype, bit for bit."""
-    touched = set(branch_architecture.linears) | {fold.source for fold in branch_architecture.folds}
-    for name, tensor in current.items():
-        if name.rpartition(".")[0] in touched:
+    """Compare what no recipe changes with the pipeline's own values, in its dtype, bit for bit."""
+    touched = {group.source for group in architecture.groups}
+    for name, tensor in rest.items():
+        if current[name].is_meta or name.rpartition(".")[0] in touched:
             continue
-        stored = tensors[name].to(tensor.device, tensor.dtype)
-        if not torch.equal(stored, tensor):
+        if not torch.equal(tensor.to(current[name].device, current[name].dtype), current[name]):
             raise UserError(
                 f"load_quantized: {where} is of another model: {name!r} must equal the pipeline's, "
                 "got other values; quantize this model with scripts/quantize.py"
             )
+
+
+def _assign(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Give parameters their values; one without storage gets the tensor itself, not a copy."""
+    for name, tensor in parameters.items():
+        parent, _, child = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        old = getattr(owner, child)
+        if old.is_meta:
+            setattr(owner, child, nn.Parameter(tensor, requires_grad=False))
+        else:
+            old.data.copy_(tensor)

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 
 from quant.smooth import fold_all
-from quant.types import Architecture, Fold
+from quant.types import Architecture, Group
 
 
 @dataclass(frozen=True)
 class Planted:
     """What was done to one activation."""
 
-    fold: str
+    group: str
     channels: tuple[int, ...]
     factors: tuple[float, ...]  # one per channel
 
@@ -35,9 +35,9 @@ def plant_outliers(
     seed: int,
     fraction: float = 0.01,
     factors: Sequence[float] = (8.0, 16.0, 32.0, 64.0),
-    folds: Sequence[Fold] | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> tuple[dict[str, torch.Tensor], tuple[Planted, ...]]:
-    """Make chosen channels of every folded activation larger without changing the function.
+    """Make chosen channels of chosen activations larger without changing the function.
 
     Args:
         state_dict: one branch, any floating dtype; left as it is.
@@ -45,11 +45,11 @@ def plant_outliers(
         seed: the channels and their factors depend on it and the shapes alone.
         fraction: of the channels of each activation, at least one channel.
         factors: powers of two >= 1; each channel draws one.
-        folds: where to plant; None for all of the architecture's: norm -> linears, rows of to_v
-            -> to_out, rows of w3 -> w2, text norm -> text projection.
+        groups: where to plant; None for all with a source: norm -> linears, rows of to_v ->
+            to_out, rows of w3 -> w2, text norm -> text projection.
 
     Returns:
-        the new state dict, and what was planted, fold by fold.
+        the new state dict, and what was planted, group by group.
 
     Raises:
         ValueError: `fraction` outside (0, 1], or a factor that is no power of two >= 1.
@@ -60,16 +60,16 @@ def plant_outliers(
     if not factors or any(f < 1 or math.frexp(f)[0] != 0.5 for f in factors):
         raise ValueError(f"plant_outliers: factors must be powers of two >= 1, got {factors}")
     generator = torch.Generator().manual_seed(seed)
-    chosen = architecture.folds if folds is None else folds
+    chosen = [g for g in architecture.groups if g.source] if groups is None else groups
     scales, planted = {}, []
-    for fold in chosen:
-        width = state_dict[f"{fold.targets[0]}.weight"].shape[1]
+    for group in chosen:
+        width = state_dict[f"{group.targets[0]}.weight"].shape[1]
         count = max(1, round(fraction * width))
         channels = torch.randperm(width, generator=generator)[:count]
         drawn = torch.randint(len(factors), (count,), generator=generator)
         values = torch.tensor(factors, dtype=torch.float32)[drawn]
         scale = torch.ones(width)
-        scale[channels] = 1.0 / values  # a fold divides the source
-        scales[fold.name] = scale
-        planted.append(Planted(fold.name, tuple(channels.tolist()), tuple(values.tolist())))
+        scale[channels] = 1.0 / values  # folding divides the source
+        scales[group.name] = scale
+        planted.append(Planted(group.name, tuple(channels.tolist()), tuple(values.tolist())))
     return fold_all(state_dict, chosen, scales, exact=True), tuple(planted)

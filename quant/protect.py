@@ -11,11 +11,13 @@ from collections.abc import Mapping
 import torch
 
 from quant.errors import UserError
-from quant.int8 import dequantize, quantize_weight, relative_error
+from quant.int8 import quantize_weight
+from quant.source import StoredWeight
 from quant.types import RankedLayer
+from quant.weight_error import ErrorSum
 
 
-def rounding_damage(weight: torch.Tensor, act_absmax: torch.Tensor) -> float:
+def rounding_damage(weight: StoredWeight, act_absmax: torch.Tensor) -> float:
     """Estimate the relative output error that int8 rounding of the weight makes.
 
     ||(W - W_int8) diag(a)||_F / ||W diag(a)||_F with a the largest magnitudes of the input
@@ -28,9 +30,12 @@ def rounding_damage(weight: torch.Tensor, act_absmax: torch.Tensor) -> float:
     Returns:
         a ratio >= 0. It does not measure the error of rounding the activation; crest does.
     """
-    codes, scales = quantize_weight(weight)
-    rounded = dequantize(codes, scales[:, None], torch.float32)
-    return relative_error(weight, rounded, act_absmax.to(weight.device))
+    error = ErrorSum()
+    for block in weight.blocks():
+        rows = weight.rows(*block)
+        codes, scales = quantize_weight(rows)
+        error.add(rows, codes, scales, act_absmax)
+    return error.relative()
 
 
 def rank_layers(crests: Mapping[str, float], damages: Mapping[str, float]) -> list[RankedLayer]:

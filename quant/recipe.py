@@ -1,74 +1,128 @@
-"""Take a recipe's decisions from the statistics, and carry them as JSON.
+"""Take a recipe's decisions: a scheme for every group of linears, from statistics and weights."""
 
-recipe.json stands beside every checkpoint: what was asked for, which linears stayed unquantized
-and the two numbers that decided it.
-"""
-
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-
-import torch
 
 from quant.act_stats import absmax, max_crest
 from quant.errors import UserError
 from quant.protect import protected_count, rank_layers, rounding_damage
-from quant.types import ActStats, Architecture, RankedLayer, Recipe, ResolvedRecipe, StoredLinear
+from quant.rotate import largest_group
+from quant.source import BranchSource
+from quant.types import (
+    ActStats,
+    Architecture,
+    Group,
+    RankedLayer,
+    Recipe,
+    ResolvedRecipe,
+    Scheme,
+    StoredLinear,
+)
 
-LAYOUT = {
-    "quantized linear": "{m}.wq int8 (N, K), {m}.ws fp32 (N,), optional {m}.smooth fp32 (K,): "
-    "y = ((x / smooth) in int8) @ (wq * ws[:, None]).T, optional {m}.bias",
-    "other tensors": "their own names, in the dtype of the source",
-    "attention.qkv": "rows of to_q, to_k, to_v stacked",
-    "attention.o": "to_out.0",
-    "prefix": "conditional. or unconditional.",
-}
+KEEP = Scheme("keep")
 
 
 def resolve_recipe(
     recipe: Recipe,
     architecture: Architecture,
     stats: ActStats | None,
-    state_dicts: Mapping[str, Mapping[str, torch.Tensor]],
+    sources: Mapping[str, BranchSource],
     *,
     model_key: str,
 ) -> ResolvedRecipe:
-    """Rank the down-projections of each branch and protect the first of them.
+    """Rank the down-projections, protect the first of them, give every other group its scheme.
 
     Args:
-        recipe: what is asked for.
+        recipe: what is asked for, with method "rule".
         architecture: describes each branch.
-        stats: of this model, complete; None only if the recipe neither smooths nor protects.
-        state_dicts: branch -> tensors; only the down-projections are read.
-        model_key: identifies the weights in `state_dicts`.
+        stats: of this model, complete; None only if the recipe needs none.
+        sources: branch -> weights; only the down-projections are read.
+        model_key: identifies the weights.
 
     Returns:
-        the recipe with `protected` and `why`; reads nothing but the arguments.
+        the recipe with schemes, `protected` and `why`; reads nothing but the arguments.
 
     Raises:
-        UserError: statistics are missing, incomplete or of another model.
+        UserError: statistics are missing, incomplete or of another model, `keep` names a linear
+            that does not exist, or a rotation does not fit.
     """
     count = protected_count(recipe.protect, len(architecture.down_projections))
-    if stats is None:
-        if recipe.alpha is not None or count > 0:
-            raise UserError(
-                f"resolve_recipe: recipe {recipe.name!r} smooths or protects and needs activation "
-                "statistics, got none; run scripts/calibrate.py or set alpha=null protect=0"
-            )
-        return ResolvedRecipe(recipe, (), (), model_key, None)
-    check_stats(stats, model_key)
+    if stats is None and recipe.needs_stats:
+        raise UserError(
+            f"resolve_recipe: recipe {recipe.name!r} smooths, protects or calibrates scales and "
+            "needs activation statistics, got none; run scripts/calibrate.py or set alpha=null "
+            "protect=0 activation_scale=token"
+        )
     why: list[RankedLayer] = []
     protected: list[str] = []
-    for branch, tensors in state_dicts.items():
-        crests, damages = {}, {}
-        for layer in architecture.down_projections:
-            key, name = f"{branch}/{_fold_of(architecture, layer)}", f"{branch}.{layer}"
-            crests[name] = max_crest(stats, key)
-            damages[name] = rounding_damage(tensors[f"{layer}.weight"], absmax(stats, key))
-        ranked = rank_layers(crests, damages)
-        why += ranked
-        protected += [layer.name for layer in ranked[:count]]
-    return ResolvedRecipe(recipe, tuple(protected), tuple(why), model_key, stats.prompts_key)
+    if stats is not None:
+        check_stats(stats, model_key)
+    if stats is not None and count > 0:
+        for branch, source in sources.items():
+            ranked = _rank(architecture, stats, branch, source)
+            why += ranked
+            protected += [layer.name for layer in ranked[:count]]
+    kept = _kept_groups(recipe, architecture, sources, protected)
+    schemes = {}
+    for branch, source in sources.items():
+        for group in architecture.groups:
+            key = f"{branch}/{group.name}"
+            k = source.shapes[f"{group.targets[0]}.weight"][1]
+            schemes[key] = KEEP if key in kept else scheme_for(recipe, group, k)
+    prompts_key = None if stats is None else stats.prompts_key
+    return ResolvedRecipe(recipe, schemes, tuple(protected), tuple(why), {}, model_key, prompts_key)
+
+
+def scheme_for(recipe: Recipe, group: Group, k: int) -> Scheme:
+    """Give a group what the recipe's rule says, protection aside.
+
+    A group that nothing can absorb is smoothed by a vector even if the carrier is folded; one of
+    role "rest" reads few rows, was not calibrated, and takes plain int8 or stays.
+    """
+    if group.role == "rest":
+        return Scheme("int8") if recipe.quantize_rest else KEEP
+    if group.role == "text" and not recipe.quantize_text:
+        return KEEP
+    if recipe.rotation:
+        return Scheme("int8", rotation=largest_group(k, recipe.rotation))
+    carrier = recipe.smoothing_carrier if group.source is not None else "explicit"
+    return Scheme(
+        "int8",
+        alpha=recipe.alpha,
+        carrier=carrier if recipe.alpha is not None else "folded",
+        static=recipe.activation_scale == "tensor",
+    )
+
+
+def _rank(
+    architecture: Architecture, stats: ActStats, branch: str, source: BranchSource
+) -> list[RankedLayer]:
+    crests, damages = {}, {}
+    for layer in (s for s in architecture.stored if s.name in architecture.down_projections):
+        key, name = f"{branch}/{architecture.group_of(layer).name}", f"{branch}.{layer.name}"
+        crests[name] = max_crest(stats, key)
+        damages[name] = rounding_damage(source.weight(layer.parts[0]), absmax(stats, key))
+    return rank_layers(crests, damages)
+
+
+def _kept_groups(
+    recipe: Recipe,
+    architecture: Architecture,
+    sources: Mapping[str, BranchSource],
+    protected: list[str],
+) -> set[str]:
+    """Name the groups "branch/group" that stay because one of their linears does."""
+    group_of = {
+        f"{branch}.{linear.name}": f"{branch}/{architecture.group_of(linear).name}"
+        for branch in sources
+        for linear in architecture.stored
+    }
+    for name in recipe.keep:
+        if name not in group_of:
+            raise UserError(
+                f"resolve_recipe: keep names {name!r}, expected a linear of this model such as "
+                f"{next(iter(group_of))!r}; correct the name"
+            )
+    return {group_of[name] for name in (*recipe.keep, *protected)}
 
 
 def check_stats(stats: ActStats, model_key: str) -> None:
@@ -89,49 +143,12 @@ def check_stats(stats: ActStats, model_key: str) -> None:
         )
 
 
-def _fold_of(architecture: Architecture, linear: str) -> str:
-    """Name the fold whose activation a linear reads."""
-    return next(fold.name for fold in architecture.folds if linear in fold.targets)
-
-
 def quantized_linears(
     architecture: Architecture, resolved: ResolvedRecipe, branch: str
 ) -> tuple[StoredLinear, ...]:
     """List the linears of a branch that become int8 under a resolved recipe, in stored order."""
-    kept = set(resolved.protected)
-    if not resolved.recipe.quantize_llm_projection:
-        kept.add(f"{branch}.{architecture.llm_projection}")
-    return tuple(linear for linear in architecture.stored if f"{branch}.{linear.name}" not in kept)
-
-
-def recipe_to_json(resolved: ResolvedRecipe) -> str:
-    """Serialise to readable JSON; `recipe_from_json` gives an equal recipe back."""
-    return json.dumps({**asdict(resolved), "layout": LAYOUT}, indent=2, allow_nan=False) + "\n"
-
-
-def recipe_from_json(text: str) -> ResolvedRecipe:
-    """Read what `recipe_to_json` wrote, refusing unknown or missing fields.
-
-    Raises:
-        UserError: the text is not such a recipe.
-    """
-    try:
-        value = json.loads(text)
-        value.pop("layout", None)
-        unknown = set(value) ^ {field.name for field in fields(ResolvedRecipe)}
-        if unknown:
-            raise KeyError(", ".join(sorted(unknown)))
-        return ResolvedRecipe(
-            recipe=Recipe(**value["recipe"]),
-            protected=tuple(value["protected"]),
-            why=tuple(RankedLayer(**layer) for layer in value["why"]),
-            model_key=value["model_key"],
-            prompts_key=value["prompts_key"],
-        )
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"recipe_from_json: the text must be a recipe written by this version, got "
-            f"{type(error).__name__}: {error}; quantize again with scripts/quantize.py"
-        ) from error
+    return tuple(
+        linear
+        for linear in architecture.stored
+        if resolved.scheme(branch, architecture.group_of(linear)).is_int8
+    )

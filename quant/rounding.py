@@ -34,7 +34,7 @@ def round_linears(module: nn.Module, architecture: Architecture, bits: int) -> i
 
     The text projection is no block linear and stays.
     """
-    names = [name for name in architecture.linears if name != architecture.llm_projection]
+    names = [name for g in architecture.groups if g.role == "block" for name in g.targets]
     for name in names:
         weight = module.get_submodule(name).weight
         weight.copy_(round_weight(weight, bits))

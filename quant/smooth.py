@@ -15,19 +15,33 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from quant.errors import UserError
-from quant.types import Fold
+from quant.source import StoredWeight
+from quant.types import Group
+
+
+def column_absmax(weights: Sequence[StoredWeight]) -> torch.Tensor:
+    """Return max|W_j| over all the linears that share one quantized activation: (K,) fp32.
+
+    Raises:
+        ValueError: widths disagree.
+    """
+    widths = {weight.shape[1] for weight in weights}
+    if len(widths) != 1:
+        raise ValueError(f"column_absmax: weights must have one K, got {sorted(widths)}")
+    maxima = [
+        weight.rows(*block).abs().amax(dim=0) for weight in weights for block in weight.blocks()
+    ]
+    return torch.stack(maxima).amax(dim=0)
 
 
 def smoothing_scale(
-    act_absmax: torch.Tensor, weights: Sequence[torch.Tensor], alpha: float
+    act_absmax: torch.Tensor, weight_absmax: torch.Tensor, alpha: float
 ) -> torch.Tensor:
-    """Compute eq. 4 for one activation read by several linears.
-
-    max|W_j| is taken over all the linears, because they share one quantized activation.
+    """Compute eq. 4 for one activation.
 
     Args:
         act_absmax: (K,) fp32, largest magnitude of each channel, unsmoothed.
-        weights: (N_i, K) each, any floating dtype.
+        weight_absmax: (K,) fp32, see `column_absmax`.
         alpha: migration strength in [0, 1]; 1 moves all of the difficulty into the weights.
 
     Returns:
@@ -36,14 +50,11 @@ def smoothing_scale(
     Raises:
         ValueError: shapes disagree.
     """
-    widths = {weight.shape[-1] for weight in weights}
-    if widths != {act_absmax.shape[-1]}:
+    if act_absmax.shape != weight_absmax.shape:
         raise ValueError(
-            f"smoothing_scale: weights must be (N, K) with K={act_absmax.shape[-1]}, "
-            f"got K in {sorted(widths)}; the statistics belong to another layer"
+            f"smoothing_scale: act_absmax must be {tuple(weight_absmax.shape)} like the weight's "
+            f"columns, got {tuple(act_absmax.shape)}; the statistics belong to another layer"
         )
-    columns = [weight.abs().amax(dim=0).float() for weight in weights]  # (K,) each
-    weight_absmax = torch.stack(columns).amax(dim=0)
     act = act_absmax.to(weight_absmax.device)
     scale = act.pow(alpha) / weight_absmax.pow(1.0 - alpha)
     return torch.where((act > 0) & (weight_absmax > 0), scale, 1.0)
@@ -61,13 +72,13 @@ def snap_power_of_two(scale: torch.Tensor) -> torch.Tensor:
 
 
 def fold_scale(
-    tensors: Mapping[str, torch.Tensor], fold: Fold, scale: torch.Tensor
+    tensors: Mapping[str, torch.Tensor], group: Group, scale: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Divide the source's output channels by `scale`, multiply the targets' columns by it.
 
     Args:
         tensors: a branch's state dict; left as it is.
-        fold: which modules.
+        group: which modules; its source is one of the tensors' modules.
         scale: (K,) > 0.
 
     Returns:
@@ -75,14 +86,14 @@ def fold_scale(
         A target's bias does not change.
     """
     changed = {}
-    for name in (f"{fold.source}.weight", f"{fold.source}.bias"):
+    for name in (f"{group.source}.weight", f"{group.source}.bias"):
         if name not in tensors:
             continue  # norms and to_v, w3 have no bias here
         source = tensors[name]
         divisor = scale.to(source.device)
         divisor = divisor[:, None] if source.ndim == 2 else divisor
         changed[name] = (source / divisor).to(source.dtype)
-    for target in fold.targets:
+    for target in group.targets:
         weight = tensors[f"{target}.weight"]  # (N, K)
         changed[f"{target}.weight"] = (weight * scale.to(weight.device)).to(weight.dtype)
     return changed
@@ -90,19 +101,19 @@ def fold_scale(
 
 def fold_all(
     tensors: Mapping[str, torch.Tensor],
-    folds: Sequence[Fold],
+    groups: Sequence[Group],
     scales: Mapping[str, torch.Tensor],
     *,
     exact: bool,
 ) -> dict[str, torch.Tensor]:
-    """Apply several folds: a layer both fed and feeding gets its columns first, then its rows.
+    """Fold several groups: a layer both fed and feeding gets its columns first, then its rows.
 
-    `to_v` and `w3` are targets of a norm's fold and sources of a linear's fold; norms go first.
+    `to_v` and `w3` are targets of one group and sources of another; the norms' groups go first.
 
     Args:
         tensors: a branch's state dict; left as it is.
-        folds: in any order.
-        scales: fold name -> (K,) > 0.
+        groups: in any order.
+        scales: group name -> (K,) > 0.
         exact: demand that every change can be undone bit for bit, as for powers of two.
 
     Returns:
@@ -112,11 +123,11 @@ def fold_all(
         UserError: `exact` and a tensor left the range of its dtype.
     """
     result = dict(tensors)
-    for fold in sorted(folds, key=lambda fold: fold.source_kind == "linear"):
-        scale = scales[fold.name]
-        changed = fold_scale(result, fold, scale)
+    for group in sorted(groups, key=lambda group: group.source_kind == "linear"):
+        scale = scales[group.name]
+        changed = fold_scale(result, group, scale)
         if exact:
-            undone = fold_scale({**result, **changed}, fold, 1.0 / scale)
+            undone = fold_scale({**result, **changed}, group, 1.0 / scale)
             for name, tensor in undone.items():
                 if not torch.equal(tensor, result[name]):
                     raise UserError(

@@ -1,23 +1,22 @@
 """Safetensors files of this project: one kind, one version, one JSON header, equal bytes.
 
-The header is a single metadata entry. Safetensors writes several in an order that changes from
-run to run, so that two files of equal content would differ, and a hash of the file is how a result
-names the checkpoint it came from.
+Everything but the tensors is a single JSON text in one metadata entry. The container beneath, with
+its checksums, is `quant.safetensors_header`.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from quant.atomic import write_atomically
 from quant.errors import UserError
-
-ENTRY = "dit8"
+from quant.safetensors_header import ENTRY
+from quant.safetensors_reader import SafetensorsFile
+from quant.safetensors_writer import SafetensorsWriter
+from quant.types import TensorSpec
 
 
 def write_tensors(
@@ -32,11 +31,13 @@ def write_tensors(
         header: JSON.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or the disk is full.
     """
-    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    text = json.dumps({"kind": kind, **header}, sort_keys=True, allow_nan=False)
-    write_atomically(path, lambda temporary: save_file(ordered, temporary, {ENTRY: text}))
+    specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    text = json.dumps({"kind": kind, **header}, allow_nan=False)
+    with SafetensorsWriter(path, specs, {ENTRY: text}) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
 
 
 def read_tensors(
@@ -54,23 +55,17 @@ def read_tensors(
         name -> tensor (empty if `header_only`), and the header.
 
     Raises:
-        UserError: no such file, not a safetensors, or of another kind.
+        UserError: no such file, not a safetensors, damaged, or of another kind.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.exists(path):  # False where a folder above may not be entered
         raise UserError(f"read_tensors: no {kind} file at {path}; {remedy}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(ENTRY, "{}")
-            names = [] if header_only else sorted(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"read_tensors: {path} is not a readable safetensors file ({error}); {remedy}"
-        ) from error
-    header = json.loads(text)
-    if header.get("kind") != kind:
-        raise UserError(
-            f"read_tensors: {path} must be of kind {kind!r}, got {header.get('kind')!r}; {remedy}"
-        )
-    return tensors, header
+    with SafetensorsFile(path, remedy=remedy) as file:
+        header = json.loads(file.metadata.get(ENTRY, "{}"))
+        if header.get("kind") != kind:
+            raise UserError(
+                f"read_tensors: {path} must be of kind {kind!r}, got {header.get('kind')!r}; "
+                f"{remedy}"
+            )
+        names = [] if header_only else sorted(file.specs)
+        return {name: file.read(name) for name in names}, header

@@ -21,9 +21,11 @@ from eval.scoring import rows_of
 from eval.table import render_markdown, summarize
 from quant.atomic import write_atomically
 from quant.errors import UserError
+from quant.formats.table import FORMATS
 from scripts.cli import compose, from_root, one_sentence, terse
+from scripts.conversion import quantize_model
 from scripts.evaluation import evaluate
-from scripts.stages import open_model, quantize_model
+from scripts.stages import open_model
 
 VARIANTS = ("bf16", "int8", "fused_int8")
 CAPTIONS = 16
@@ -37,7 +39,7 @@ def demo(captions: int, folder: str = FOLDER, overrides: tuple[str, ...] = ()) -
     shared = [f"results={folder}", "prompts=mini_medium", f"n={captions}", "hardware=cpu"]
     shared += overrides
     config = compose("evaluate", shared)
-    quantized = quantize_model(config, open_model(config.model))
+    quantized = quantize_model(config, open_model(config.model), FORMATS["w8a8"])
     documents = [evaluate(compose("evaluate", [*shared, f"variant={v}"]))[0] for v in VARIANTS]
     runs = [read_run(from_root(document["pictures"])) for document in documents]
     ids = [run.key.run_id for run in runs]

@@ -23,13 +23,13 @@ from models.generate import Sampler, Timing, generate
 from models.pipeline import resolve_device, torch_dtype
 from models.variants import Variant, build_variant
 from quant.errors import UserError
+from quant.formats.table import get_format
 from quant.keys import content_key, files_sha256
 from scripts.cli import ROOT, from_root, terse, variant_config
+from scripts.conversion import checkpoint_sha256, find_checkpoint
 from scripts.stages import (
     Model,
     check_engine,
-    checkpoint_sha256,
-    find_checkpoint,
     make_sampler,
     open_model,
     prompt_file,
@@ -75,11 +75,13 @@ def prepare(config: EvaluateConfig) -> Cell:
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")
     model = open_model(config.model)
-    checkpoint = find_checkpoint(config, model) if variant.needs_checkpoint else None
+    checkpoint = None
+    if variant.needs_checkpoint:
+        checkpoint = find_checkpoint(config, model, get_format(variant.format))
     identity = {
         "model": {"name": config.model.name, "files_sha256": _model_files_sha256(model.folder)},
         "variant": asdict(variant),
-        "recipe": asdict(config.recipe) if variant.needs_checkpoint else None,
+        "recipe": asdict(config.recipe) if variant.has_recipe else None,
         "sampler": asdict(sampler),
         "dtype": config.dtype,
         "companion_dtype": config.model.companion_dtype,
@@ -93,7 +95,7 @@ def prepare(config: EvaluateConfig) -> Cell:
         run_id=name,
         model=config.model.name,
         variant=variant.name,
-        recipe=config.recipe.name if variant.needs_checkpoint else "none",
+        recipe=config.recipe.name if variant.has_recipe else "none",
         engine=config.engine,
         dtype=config.dtype,
         backend=backend,

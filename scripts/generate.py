@@ -24,8 +24,10 @@ from models.pipeline import resolve_device
 from models.variants import Variant, build_variant
 from quant.atomic import write_atomically
 from quant.errors import UserError
+from quant.formats.table import get_format
 from scripts.cli import compose, one_sentence
-from scripts.stages import check_engine, find_checkpoint, make_sampler, open_model
+from scripts.conversion import find_checkpoint
+from scripts.stages import check_engine, make_sampler, open_model
 
 
 def read_caption(argument: str) -> str:
@@ -49,10 +51,13 @@ def generate(caption: str, config: GenerateConfig) -> dict:
     device = resolve_device(config.hardware.device)
     backend = variant.backend(device)
     model = open_model(config.model)
+    checkpoint = None
+    if variant.needs_checkpoint:
+        checkpoint = find_checkpoint(config, model, get_format(variant.format))
     pipeline = build_variant(
         variant,
         model.folder,
-        find_checkpoint(config, model) if variant.needs_checkpoint else None,
+        checkpoint,
         model_key=model.key,
         dtype=config.dtype,
         companion_dtype=config.model.companion_dtype,

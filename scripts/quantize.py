@@ -1,11 +1,14 @@
-"""Quantize a model: calibrate (if needed), apply a recipe, write one W8A8 safetensors.
+"""Quantize a model: calibrate (if needed), apply a recipe, write a checkpoint.
 
     python scripts/quantize.py                                    # the mini, the papers' recipe
-    python scripts/quantize.py recipe=naive
+    python scripts/quantize.py recipe=rotate                      # any file of conf/recipe
     python scripts/quantize.py recipe=smoothquant recipe.alpha=0.7 recipe.name=alpha_07
-    python scripts/quantize.py recipe.smoothing_carrier=explicit recipe.name=smooth_true
+    python scripts/quantize.py recipe.keep=[conditional.layers.0.feed_forward.w2]
+    python scripts/quantize.py format=q4_k                        # or fp8 nf4 q8_0 comfy bf16
+    python scripts/quantize.py release=true                       # a folder ready to publish
 
-Writes <checkpoints>/<model>/<recipe>-<key>/model.safetensors and recipe.json; the same
+Recipes decide about int8 weights and activations, so formats that only store weights (fp8, nf4,
+q8_0, q4_k, bf16) have none. Writes <checkpoints>/<model>/<recipe or format>-<key>/; the same
 configuration finds its checkpoint again. Prints the table of layers, and one JSON document last.
 """
 
@@ -20,9 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.schema import QuantizeConfig
+from quant.formats.table import get_format
 from quant.types import LayerReport
 from scripts.cli import hydra_main, terse
-from scripts.stages import open_model, peak_rss_bytes, quantize_model
+from scripts.conversion import quantize_model
+from scripts.stages import open_model, peak_rss_bytes
 
 
 def layer_table(reports: tuple[LayerReport, ...]) -> Table:
@@ -41,15 +46,21 @@ def layer_table(reports: tuple[LayerReport, ...]) -> Table:
 
 @hydra_main("quantize")
 def main(config: QuantizeConfig) -> None:
+    target = get_format(config.format)
     model = open_model(config.model)
-    quantized = quantize_model(config, model)
+    quantized = quantize_model(config, model, target)
+    resolved = quantized.resolved
     if quantized.reports:
         Console(width=100).print(layer_table(quantized.reports))
+    for key, reason in {} if resolved is None else resolved.reasons.items():
+        print(f"{key}: {reason}", file=sys.stderr)
     document = {
         "checkpoint": terse(quantized.path),
-        "recipe": quantized.resolved.recipe.name,
+        "format": target.name,
+        "recipe": None if resolved is None else resolved.recipe.name,
         "linears": quantized.linears,
-        "protected": len(quantized.resolved.protected),
+        "protected": 0 if resolved is None else len(resolved.protected),
+        "bytes": quantized.size_bytes,
         "seconds": round(quantized.seconds, 2),
         "peak_rss_bytes": peak_rss_bytes(),
     }

@@ -1,42 +1,41 @@
-"""The stages that several scripts share: open a model, calibrate it, quantize it.
+"""The stages that several scripts share: open a model, calibrate it.
 
 Files are content-addressed, so a stage whose result exists is skipped and a changed configuration
-never finds a stale one:
-
-    <checkpoints>/<model>/calibration-<key>.safetensors
-    <checkpoints>/<model>/<recipe>-<key>/model.safetensors, recipe.json
+never finds a stale one: <checkpoints>/<model>/calibration-<key>.safetensors. Checkpoints are made
+by scripts/conversion.py.
 """
 
 import json
+import math
 import resource
 import sys
-import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from diffusers import Ideogram4Pipeline
 from tqdm import tqdm
 
-from conf.schema import CalibrateConfig, ModelConfig, QuantizeConfig, SamplerConfig
+from conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
 from eval.prompts import first_prompts, load_prompts
-from eval.provenance import sha256_file
 from eval.records import Prompt
+from models.architectures import architecture_of
 from models.generate import Sampler, check_length, denoise
-from models.ideogram4 import BRANCHES, architecture, branch_modules, source_sha256
+from models.ideogram4 import BRANCHES, branch_modules, source_sha256
 from models.pipeline import load_pipeline, resolve_device
 from models.planted import check_planted, plant_model
+from models.staging import staged
+from quant import act_stats
 from quant.act_stats import load_stats
 from quant.calibrate import calibrate
-from quant.checkpoint import read_recipe, save_checkpoint
 from quant.errors import UserError
 from quant.keys import content_key
-from quant.quantize import quantize_branch
-from quant.recipe import quantized_linears, resolve_recipe
-from quant.types import ActStats, Architecture, LayerReport, Recipe, ResolvedRecipe
+from quant.types import ActStats, Architecture
 from scripts.cli import from_root, terse
 
 ENGINES = ("stock",)
+PLAN_TFLOPS = 30.0  # half of the 65.5 in bf16 that arXiv 2606.14598 measured on an RTX 3090
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,6 @@ class Model:
     @property
     def key(self) -> str:
         return self.sha256[:12]
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A checkpoint and what is known of it; `reports` is empty when it was there before."""
-
-    path: Path
-    resolved: ResolvedRecipe
-    linears: int
-    reports: tuple[LayerReport, ...]
-    seconds: float
 
 
 def open_model(config: ModelConfig) -> Model:
@@ -92,17 +80,17 @@ def check_engine(name: str) -> None:
         raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
 
 
-def model_architecture(model: Model) -> Architecture:
-    """Read the number of blocks; both branches have the same."""
-    text = (model.folder / BRANCHES["conditional"] / "config.json").read_text(encoding="utf-8")
-    return architecture(json.loads(text)["num_layers"])
-
-
-def branch_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Load one branch's tensors, sharded or not, in the dtype they are stored in."""
+def model_configs(model: Model) -> dict[str, dict]:
+    """Read the configuration of every branch."""
     return {
-        k: v for shard in sorted(folder.glob("*.safetensors")) for k, v in load_file(shard).items()
+        branch: json.loads((model.folder / subfolder / "config.json").read_text(encoding="utf-8"))
+        for branch, subfolder in BRANCHES.items()
     }
+
+
+def model_architecture(model: Model) -> Architecture:
+    """Describe the branches; all have the same architecture."""
+    return architecture_of(next(iter(model_configs(model).values())))
 
 
 def prompt_file(name: str) -> Path:
@@ -151,6 +139,8 @@ def calibration_key(config: CalibrateConfig) -> str:
             "sampler": asdict(sampler),
             "dtype": config.calibration.dtype,
             "companion_dtype": config.model.companion_dtype,
+            "samples": config.calibration.samples,
+            "kind": act_stats.KIND,
         }
     )
 
@@ -159,6 +149,34 @@ def calibration_path(config: CalibrateConfig, model: Model) -> Path:
     """Name the statistics file of a model and its calibration."""
     key = content_key([model.key, calibration_key(config)])
     return from_root(config.checkpoints) / config.model.name / f"calibration-{key}.safetensors"
+
+
+def calibration_plan(
+    pipeline: Ideogram4Pipeline, config: CalibrateConfig, prompts: int, sampler: Sampler
+) -> str:
+    """Say what a calibration will take, before it starts: memory from sizes, time from FLOPs.
+
+    2 FLOP per weight and token, both branches, attention left out (13 % at full size). The time is
+    for a device that sustains PLAN_TFLOPS; the progress bar shows the true one after a prompt.
+    """
+    modules = {"text encoder": pipeline.text_encoder, **branch_modules(pipeline)}
+    sizes = {name: _bytes(module) for name, module in modules.items()}
+    resident = max(sizes.values()) if config.hardware.staged else sum(sizes.values())
+    linears = [m for m in pipeline.transformer.modules() if hasattr(m, "in_features")]
+    weights = sum(linear.in_features * linear.out_features for linear in linears)
+    tokens = 2 * (sampler.size_px // 16) ** 2 + sampler.max_sequence_length
+    flop = 2 * weights * tokens * sampler.steps * prompts
+    listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sizes.items())
+    return (
+        f"calibrate: {prompts} prompts x {sampler.steps} steps; {listed}; "
+        f"{resident / 1e9:.2f} GB of weights on the device at a time, activations on top; "
+        f"{flop / 1e15:.3g} PFLOP, {flop / 1e12 / PLAN_TFLOPS / 60:.2g} min at {PLAN_TFLOPS:g} "
+        "TFLOPS sustained"
+    )
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
 def calibrate_model(config: CalibrateConfig, model: Model) -> tuple[Path, ActStats]:
@@ -171,11 +189,14 @@ def calibrate_model(config: CalibrateConfig, model: Model) -> tuple[Path, ActSta
             return path, stats
     sampler = make_sampler(config.calibration.sampler, config.model)
     device = resolve_device(config.hardware.device)
+    home = torch.device("cpu") if config.hardware.staged else device
     pipeline = load_pipeline(
-        model.folder, config.calibration.dtype, config.model.companion_dtype, device
+        model.folder, config.calibration.dtype, config.model.companion_dtype, home
     )
+    print(calibration_plan(pipeline, config, len(prompts), sampler), file=sys.stderr)
+    stage = staged(pipeline, device) if config.hardware.staged else nullcontext()
     check_length(pipeline, prompts, sampler.max_sequence_length)
-    with tqdm(total=len(prompts), desc="calibrate", unit="prompt") as bar:
+    with stage, tqdm(total=len(prompts), desc="calibrate", unit="prompt") as bar:
 
         def progress(done: int, _: int) -> None:
             bar.update(done - bar.n)
@@ -183,75 +204,23 @@ def calibrate_model(config: CalibrateConfig, model: Model) -> tuple[Path, ActSta
         stats = calibrate(
             branch_modules(pipeline),
             model_architecture(model),
-            lambda prompt: denoise(pipeline, [prompt], sampler),
+            lambda prompt: denoise(pipeline, [prompt], sampler, decode=False),
             prompts,
             path,
             model_key=model.key,
             prompts_key=calibration_key(config),
+            sample_steps=sample_steps(config.calibration.samples, len(prompts), sampler.steps),
             progress=progress,
         )
     return path, stats
 
 
-def make_recipe(config: QuantizeConfig) -> Recipe:
-    """Turn the configuration group into the core's recipe."""
-    return Recipe(**asdict(config.recipe))
-
-
-def checkpoint_path(config: QuantizeConfig, model: Model) -> Path:
-    """Name the checkpoint of a model, a calibration and a recipe."""
-    recipe = make_recipe(config)
-    key = content_key([model.key, calibration_key(config), asdict(recipe)])
-    folder = from_root(config.checkpoints) / config.model.name / f"{recipe.name}-{key}"
-    return folder / "model.safetensors"
-
-
-def quantize_model(config: QuantizeConfig, model: Model) -> Quantized:
-    """Make the checkpoint of a recipe, calibrating first if needed; keep one that exists."""
-    start = time.monotonic()
-    path = checkpoint_path(config, model)
-    if path.exists():
-        resolved = read_recipe(path)
-        linears = sum(
-            len(quantized_linears(model_architecture(model), resolved, b)) for b in BRANCHES
-        )
-        return Quantized(path, resolved, linears, (), time.monotonic() - start)
-    recipe = make_recipe(config)
-    stats = None
-    if recipe.alpha is not None or recipe.protect != 0:
-        _, stats = calibrate_model(config, model)
-    branch_architecture = model_architecture(model)
-    states = {branch: branch_weights(model.folder / a) for branch, a in BRANCHES.items()}
-    resolved = resolve_recipe(recipe, branch_architecture, stats, states, model_key=model.key)
-    branches, reports = {}, []
-    for branch in tqdm(states, desc="quantize", unit="branch"):
-        quantized = quantize_branch(states[branch], branch_architecture, branch, resolved, stats)
-        branches[branch] = quantized.tensors
-        reports += quantized.reports
-    save_checkpoint(path, branches, resolved, source_sha256=model.sha256)
-    linears = sum(not report.protected for report in reports)
-    return Quantized(path, resolved, linears, tuple(reports), time.monotonic() - start)
-
-
-def find_checkpoint(config: QuantizeConfig, model: Model) -> Path:
-    """Return a variant's checkpoint; a missing one is built for models where that is cheap."""
-    path = checkpoint_path(config, model)
-    if path.exists():
-        return path
-    if not config.model.build_missing:
-        raise UserError(
-            f"checkpoint {terse(path)} is missing; make it with "
-            f"python scripts/quantize.py model={config.model.name} recipe={config.recipe.name}"
-        )
-    print(f"checkpoint {terse(path)} is missing, building it", file=sys.stderr)
-    return quantize_model(config, model).path
+def sample_steps(samples: int, prompts: int, steps: int) -> tuple[int, ...]:
+    """Spread the rows that a calibration keeps evenly over prompts and steps."""
+    per_prompt = min(steps, math.ceil(samples / prompts))
+    return tuple((2 * index + 1) * steps // (2 * per_prompt) for index in range(per_prompt))
 
 
 def peak_rss_bytes() -> int:
     """Return the largest resident memory of this process so far."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def checkpoint_sha256(path: Path | None) -> str | None:
-    """Hash a checkpoint; None for a variant without one."""
-    return None if path is None else sha256_file(path)

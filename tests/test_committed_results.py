@@ -1,5 +1,6 @@
 """What is committed is what the scripts make of the committed measurements."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from eval.accuracy import text_accuracy
 from eval.ledger import SCORES, read_table
 from eval.records import Prompt
 from quant.errors import UserError
-from scripts import describe_mini, fill_readme, ladder
+from scripts import ablation, describe_mini, fill_readme, ladder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,20 @@ def test_the_ladder_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
     ladder.main()
     assert (tmp_path / "tables" / "ladder_mini_planted.md").read_text() == committed
     assert committed in capsys.readouterr().out
+
+
+def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
+    """The tables are committed if, and only if, their rows are."""
+    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    monkeypatch.setattr("sys.argv", ["ablation.py", "--results", str(tmp_path)])
+    ablation.main()
+    models = json.loads(capsys.readouterr().out.splitlines()[-1])["verdicts"].values()
+    measured = any(verdict != "not measured" for rows in models for verdict in rows.values())
+    for name in ("ablation.md", "ablation.csv"):
+        committed = ROOT / "results" / "tables" / name
+        assert committed.exists() == measured
+        made = (tmp_path / "tables" / name).read_text()
+        assert made == (committed.read_text() if measured else made)
 
 
 def test_every_run_in_the_ledger_has_its_record():

@@ -25,31 +25,41 @@ def branch():
     )
 
 
-def test_architecture_covers_every_linear_but_the_protected_kinds(branch):
+def test_architecture_covers_every_linear_and_says_which_are_the_rest(branch):
     linears = {n for n, module in branch.named_modules() if isinstance(module, torch.nn.Linear)}
-    untouched = {name for name in linears if "adaln" in name} | {
+    rest = {name for name in linears if "adaln" in name} | {
         "input_proj",
         "t_embedding.mlp_in",
         "t_embedding.mlp_out",
         "final_layer.linear",
     }
     described = architecture(2)
-    assert set(described.linears) == linears - untouched
-    assert len(described.linears) == 2 * 7 + 1
+    assert set(described.linears) == linears
+    roles = {role: [] for role in ("block", "text", "rest")}
+    for group in described.groups:
+        roles[group.role] += group.targets
+    assert set(roles["rest"]) == rest
+    assert roles["text"] == ["llm_cond_proj"]
+    assert len(roles["block"]) == 2 * 7
 
 
-def test_every_linear_has_one_fold_and_one_stored_name():
+def test_every_linear_has_one_group_and_one_stored_name():
     described = architecture(3)
     assert len(described.linears) == len(set(described.linears))
     parts = [part for linear in described.stored for part in linear.parts]
     assert sorted(parts) == sorted(described.linears)
+    for linear in described.stored:
+        assert set(linear.parts) <= set(described.group_of(linear).targets)
+    assert described.stored_in(described.groups[1]) == described.stored[2:5:2]  # w1, w3
 
 
-def test_fold_widths_agree_with_the_model(branch):
+def test_group_widths_agree_with_the_model(branch):
     tensors = branch.state_dict()
-    for fold in architecture(2).folds:
-        outputs = tensors[f"{fold.source}.weight"].shape[0]
-        assert {tensors[f"{name}.weight"].shape[1] for name in fold.targets} == {outputs}
+    for group in architecture(2).groups:
+        assert (group.source is None) == (group.role == "rest")
+        if group.source is not None:
+            outputs = tensors[f"{group.source}.weight"].shape[0]
+            assert {tensors[f"{name}.weight"].shape[1] for name in group.targets} == {outputs}
 
 
 def test_qkv_keeps_the_order_of_the_published_rows():
@@ -59,9 +69,10 @@ def test_qkv_keeps_the_order_of_the_published_rows():
     assert stored[f"{block}.o"] == (f"{block}.to_out.0",)
 
 
-def test_real_model_has_238_block_linears_per_branch():
+def test_real_model_has_238_block_linears_and_211_stored_ones_per_branch():
     described = architecture(34)
-    assert len(described.linears) == 238 + 1
+    assert sum(len(g.targets) for g in described.groups if g.role == "block") == 238
+    assert len(described.stored) == 211
     assert len(described.down_projections) == 34
 
 

@@ -46,19 +46,19 @@ def test_activations_have_the_outliers_that_the_record_names(planted_folder, toy
     planted = load_pipeline(planted_folder, "float32", "float32", torch.device("cpu"))
     record = json.loads((planted_folder / RECORD).read_text())
     for branch, attribute in BRANCHES.items():
-        described = architecture(2)
-        assert set(record[branch]) == {fold.name for fold in described.folds}
+        groups = [group for group in architecture(2).groups if group.source is not None]
+        assert set(record[branch]) == {group.name for group in groups}
         old, new = getattr(toy, attribute).state_dict(), getattr(planted, attribute).state_dict()
-        for fold in described.folds:
-            name = f"{fold.targets[0]}.weight"
+        for group in groups:
+            name = f"{group.targets[0]}.weight"
             ratio = torch.ones(old[name].shape[1])
-            for channel, factor in record[branch][fold.name].items():
+            for channel, factor in record[branch][group.name].items():
                 ratio[int(channel)] = factor
-            # columns shrink as the activation grows; rows of to_v and w3 grow by their own fold
+            # columns shrink as the activation grows; rows of to_v and w3 grow by their own group
             columns = old[name].abs().amax(0) / new[name].abs().amax(0)
-            rows = any(fold.targets[0] == other.source for other in described.folds)
+            rows = any(group.targets[0] == other.source for other in groups)
             assert torch.equal(columns, ratio) or rows
-            assert len(record[branch][fold.name]) == max(1, round(0.02 * len(ratio)))
+            assert len(record[branch][group.name]) == max(1, round(0.02 * len(ratio)))
     assert record["conditional"] != record["unconditional"]
     assert (record["seed"], record["factors"]) == (3, [8, 16, 32, 64])
 

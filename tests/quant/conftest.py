@@ -7,8 +7,13 @@ import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
 
-from models.ideogram4 import architecture, branch_modules
+from models.ideogram4 import BRANCHES, architecture, branch_modules
 from quant.calibrate import calibrate
+from quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from quant.formats.table import FORMATS
+from quant.recipe import resolve_recipe
+from quant.source import MemorySource
+from quant.types import Recipe
 
 LAYERS, HIDDEN, FFN, TEXT, CHANNELS = 2, 128, 256, 13 * 16, 16
 TEXT_TOKENS, GRID, STEPS = 5, 4, 3
@@ -18,6 +23,10 @@ TEXT_TOKENS, GRID, STEPS = 5, 4, 3
 class Prompt:
     id: str
     seed: int
+
+
+class Ideogram4Pipeline(SimpleNamespace):
+    """Branches and nothing else, under the name by which a stock pipeline is known."""
 
 
 def make_branch(seed, dtype=torch.float32):
@@ -83,15 +92,40 @@ def run_steps(pipeline, prompt, padding=0):
         pipeline.unconditional_transformer(**uncond)
 
 
+def make_pipeline(dtype=torch.float32):
+    return Ideogram4Pipeline(
+        transformer=make_branch(0, dtype), unconditional_transformer=make_branch(1, dtype)
+    )
+
+
+def make_sources(dtype=torch.float32):
+    modules = branch_modules(make_pipeline(dtype))
+    return {branch: MemorySource(module.state_dict()) for branch, module in modules.items()}
+
+
+def save(folder, stats=None, *, format="w8a8", sources=None, model_key="tiny", **fields):
+    """Write a checkpoint of the tiny pipeline; returns what a user would load."""
+    sources, target = sources or make_sources(), FORMATS[format]
+    resolved = None
+    if target.has_recipe:
+        recipe = Recipe("test", **fields)
+        described = architecture(LAYERS)
+        resolved = resolve_recipe(recipe, described, stats, sources, model_key=model_key)
+    configs = {branch: {"num_layers": LAYERS} for branch in BRANCHES}
+    origin = Origin(model_key, "0" * 64, BRANCHES, configs)
+    save_checkpoint(folder, target, sources, architecture(LAYERS), origin, resolved, stats)
+    return folder / checkpoint_name(target)
+
+
 @pytest.fixture
 def tiny():
     """The helpers of this file, and the two-layer architecture."""
     return SimpleNamespace(
         architecture=architecture(LAYERS),
         make_branch=make_branch,
-        make_pipeline=lambda dtype=torch.float32: SimpleNamespace(
-            transformer=make_branch(0, dtype), unconditional_transformer=make_branch(1, dtype)
-        ),
+        make_pipeline=make_pipeline,
+        make_sources=make_sources,
+        save=save,
         run_branch=run_branch,
         run_steps=run_steps,
         steps=STEPS,
@@ -105,7 +139,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def tiny_stats(tmp_path_factory):
     """Complete statistics of the pipeline that `tiny.make_pipeline()` makes; read only."""
-    pipeline = SimpleNamespace(transformer=make_branch(0), unconditional_transformer=make_branch(1))
+    pipeline = make_pipeline()
     return calibrate(
         branch_modules(pipeline),
         architecture(LAYERS),
@@ -114,4 +148,5 @@ def tiny_stats(tmp_path_factory):
         tmp_path_factory.mktemp("stats") / "stats.safetensors",
         model_key="tiny",
         prompts_key="two",
+        sample_steps=(1,),
     )

@@ -1,8 +1,10 @@
+import errno
+import os
 import stat
 
 import pytest
 
-from quant.atomic import write_atomically
+from quant.atomic import whole_file, write_atomically, writing
 from quant.errors import UserError
 
 
@@ -38,3 +40,31 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*choose a folder that you may write to"):
         write_atomically(tmp_path / "file" / "x", lambda temporary: temporary.write_text(""))
+
+
+def test_a_full_disk_says_what_is_free(tmp_path):
+    def write(temporary):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"x: No space left on device \(\d+ are free\); make room"):
+        write_atomically(tmp_path / "x", write)
+    assert list(tmp_path.iterdir()) == []
+    # a full disk refuses folders too: then the nearest one that exists tells what is free
+    with pytest.raises(UserError, match=r"\(7 bytes are needed, \d+ are free\); make room"):
+        with writing(tmp_path / "not" / "made" / "x", 7):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+def test_nothing_begins_without_the_room_for_it(tmp_path):
+    with pytest.raises(UserError, match=rf"\({1 << 60} bytes are needed, \d+ are free\)"):
+        with whole_file(tmp_path / "x", 1 << 60):
+            pytest.fail("the block must not begin")
+
+
+def test_errors_of_the_block_are_not_called_errors_of_writing(tmp_path):
+    with pytest.raises(OSError, match="a source that cannot be read"):
+        with whole_file(tmp_path / "x") as temporary:
+            temporary.write_text("half")
+            raise OSError("a source that cannot be read")
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,14 @@ import torch
 
 from kernels.quant_rows import quant_rows
 from quant.errors import UserError
-from quant.int8 import dequantize, quantize_rows, quantize_weight, relative_error
+from quant.int8 import (
+    BLOCK_VALUES,
+    dequantize,
+    quantize_rows,
+    quantize_static,
+    quantize_weight,
+    relative_error,
+)
 
 
 def test_codes_by_hand():
@@ -77,6 +84,67 @@ def test_smooth_divides_before_rounding():
         assert torch.equal(got, wanted)
 
 
+def test_weight_in_blocks_is_the_weight_row_by_row():
+    k = 2048
+    weight = torch.randn(BLOCK_VALUES // k * 2 + 3, k, generator=torch.Generator().manual_seed(5))
+    weight[1] = 0
+    codes, scales = quantize_weight(weight.bfloat16())  # two blocks and a rest of three rows
+    row_codes, row_scales = quantize_rows(weight.bfloat16())
+    assert torch.equal(codes, row_codes) and torch.equal(scales, row_scales[:, 0])
+    assert scales[1] == 1.0
+    weight[-1, -1] = torch.nan
+    with pytest.raises(UserError, match="must be finite, got NaN"):
+        quantize_weight(weight)
+
+
+def test_per_tensor_weight_by_hand():
+    weight = torch.tensor([[1.0, -2.0, 0.5], [-254.0, 127.0, 3.0]])
+    codes, scales = quantize_weight(weight, per_tensor=True)
+    assert torch.equal(scales, torch.tensor([2.0, 2.0]))
+    assert torch.equal(codes, torch.tensor([[0, -1, 0], [-127, 64, 2]], dtype=torch.int8))
+    assert scales.is_contiguous()  # an expanded one cannot be stored
+    codes, scales = quantize_weight(torch.zeros(2, 3), per_tensor=True)
+    assert not codes.any() and torch.equal(scales, torch.ones(2))
+
+
+def test_static_codes_by_hand():
+    # one scale whatever the row holds: small rows use few codes, ties go to the even code
+    x = torch.tensor([[1.0, 2.0, 3.0], [-5.0, 253.0, 254.0], [-255.0, 1e30, -1e30]])
+    codes, scales = quantize_static(x, torch.tensor(2.0))
+    wanted = [[0, 1, 2], [-2, 126, 127], [-127, 127, -127]]  # beyond 127 codes it saturates
+    assert torch.equal(codes, torch.tensor(wanted, dtype=torch.int8))
+    assert torch.equal(scales, torch.full((3, 1), 2.0))
+
+
+def test_static_with_a_rows_own_scale_is_the_dynamic_one():
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    smooth = torch.rand(64, generator=torch.Generator().manual_seed(3)) + 0.5
+    codes, scales = quantize_rows(x, smooth)
+    got, got_scales = quantize_static(x[1, 2:3], scales[1, 2, 0], smooth)
+    assert torch.equal(got, codes[1, 2:3]) and torch.equal(got_scales, scales[1, 2:3])
+    assert quantize_static(x, scales[0, 0, 0])[1].shape == scales.shape == (2, 5, 1)
+
+
+def test_static_rows_that_are_not_finite_give_nan():
+    x = torch.tensor([[torch.nan, 1.0], [torch.inf, 1.0], [-torch.inf, 0.0], [1.0, 1.0]])
+    codes, scales = quantize_static(x, torch.tensor(0.5))
+    assert torch.equal(codes, torch.tensor([[0, 0]] * 3 + [[2, 2]], dtype=torch.int8))
+    assert scales[:3].isnan().all() and scales[3] == 0.5
+
+
+def test_static_refuses_other_scales():
+    x = torch.ones(2, 4)
+    for scale, text in (
+        (torch.ones(1), r"\(1,\) torch.float32"),
+        (torch.ones(2, 1), r"\(2, 1\) torch.float32"),
+        (torch.tensor(1.0, dtype=torch.bfloat16), r"\(\) torch.bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=rf"scale must be \(\) float32, got {text}"):
+            quantize_static(x, scale)
+    with pytest.raises(ValueError, match=r"at least one column, got \(3, 0\)"):
+        quantize_static(torch.ones(3, 0), torch.tensor(1.0))
+
+
 def test_dequantize_rounds_once():
     codes, scale = torch.tensor([[101]], dtype=torch.int8), torch.tensor([[1.0039062]])
     assert torch.equal(
@@ -91,8 +159,10 @@ def test_relative_error_by_hand():
     assert relative_error(a, b) == pytest.approx(3 / 5)
     assert relative_error(a, b, torch.tensor([1.0, 0.0])) == 0.0
     assert relative_error(torch.zeros(2, 2), b) == 0.0
-    tall = torch.randn(1100, 3, generator=torch.Generator().manual_seed(0))  # several chunks
+    tall = torch.randn(5, BLOCK_VALUES // 2, generator=torch.Generator().manual_seed(0))  # 3 blocks
     assert relative_error(tall, tall * 1.5) == pytest.approx(0.5)
+    for shape in ((3,), (2, 3, 4)):
+        assert relative_error(torch.ones(shape), torch.full(shape, 1.5)) == 0.5
 
 
 def test_weight_refuses_what_is_no_finite_matrix():
@@ -100,6 +170,9 @@ def test_weight_refuses_what_is_no_finite_matrix():
         quantize_weight(torch.ones(3))
     with pytest.raises(ValueError, match="got .* torch.int8"):
         quantize_weight(torch.ones(3, 3, dtype=torch.int8))
+    for shape in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match=rf"matrix, got \({shape[0]}, {shape[1]}\)"):
+            quantize_weight(torch.ones(shape), per_tensor=True)
     with pytest.raises(UserError, match=r"layers.0.w2 \(1, 2\) must be finite, got NaN"):
         quantize_weight(torch.tensor([[1.0, torch.inf]]), "layers.0.w2")
     with pytest.raises(ValueError, match="at least one column"):

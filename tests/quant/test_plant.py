@@ -14,10 +14,11 @@ def test_planting_changes_no_bit_of_the_output(tiny, dtype):
     tensors = {name: tensor.clone() for name, tensor in branch.state_dict().items()}
     planted, report = plant_outliers(tensors, tiny.architecture, seed=5)
     changed = {name for name in tensors if not torch.equal(planted[name], tensors[name])}
-    touched = {fold.source for fold in tiny.architecture.folds} | set(tiny.architecture.linears)
+    groups = [group for group in tiny.architecture.groups if group.source is not None]
+    touched = {group.source for group in groups} | {t for g in groups for t in g.targets}
     # to_q/to_k rows are normalized per head, so only their columns may change; w1 likewise
     assert changed == {f"{name}.weight" for name in touched}
-    assert [entry.fold for entry in report] == [fold.name for fold in tiny.architecture.folds]
+    assert [entry.group for entry in report] == [group.name for group in groups]
     branch.load_state_dict(planted)
     assert torch.equal(tiny.run_branch(branch), before)
 
@@ -42,7 +43,7 @@ def test_planted_channels_grow_by_the_stated_factor(tiny, tmp_path):
     pipeline.transformer.load_state_dict(planted)
     after = measure(pipeline, "planted")
     for entry in report:
-        key = f"conditional/{entry.fold}"
+        key = f"conditional/{entry.group}"
         factors = torch.ones(absmax(natural, key).shape)
         factors[list(entry.channels)] = torch.tensor(entry.factors)
         assert torch.equal(absmax(after, key), absmax(natural, key) * factors)
@@ -60,9 +61,13 @@ def test_seed_decides_and_one_channel_is_the_least(tiny):
     assert draws[0] == draws[1] != draws[2]
     assert {len(entry.channels) for entry in draws[0]} == {1, 2, 3}  # K = 128, 208, 256
     _, only = plant_outliers(
-        tensors, tiny.architecture, 1, fraction=1e-6, folds=tiny.architecture.folds[-1:]
+        tensors,
+        tiny.architecture,
+        1,
+        fraction=1e-6,
+        groups=[g for g in tiny.architecture.groups if g.role == "text"],
     )
-    assert [(entry.fold, len(entry.channels)) for entry in only] == [("llm_cond_proj", 1)]
+    assert [(entry.group, len(entry.channels)) for entry in only] == [("llm_cond_proj", 1)]
 
 
 @pytest.mark.parametrize("factor", [3.0, 0.5, 0.0, -2.0])

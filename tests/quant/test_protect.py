@@ -3,6 +3,7 @@ import torch
 
 from quant.errors import UserError
 from quant.protect import protected_count, rank_layers, rounding_damage
+from quant.source import StoredWeight
 
 
 def test_rank_is_by_crest_then_damage_then_name():
@@ -25,7 +26,7 @@ def test_count_refuses_more_than_there_are():
 
 def test_damage_weighs_columns_by_their_input():
     # row maximum 127: the second column rounds to 0 and loses all, the first loses nothing
-    weight = torch.tensor([[127.0, 0.25]])
+    weight = StoredWeight(torch.tensor([[127.0, 0.25]]))
     assert rounding_damage(weight, torch.tensor([1.0, 0.0])) == 0.0
     assert rounding_damage(weight, torch.tensor([0.0, 1.0])) == 1.0
     small = rounding_damage(weight, torch.tensor([1.0, 1.0]))

@@ -3,18 +3,23 @@ import torch
 
 from quant.act_stats import absmax
 from quant.errors import UserError
-from quant.smooth import fold_all, fold_scale, smoothing_scale, snap_power_of_two
-from quant.types import Fold
+from quant.smooth import column_absmax, fold_all, fold_scale, smoothing_scale, snap_power_of_two
+from quant.source import StoredWeight
+from quant.types import Group
+
+
+def foldable(tiny):
+    return [group for group in tiny.architecture.groups if group.source is not None]
 
 
 def true_scales(tiny, stats, tensors, branch="conditional", alpha=0.5):
     return {
-        fold.name: smoothing_scale(
-            absmax(stats, f"{branch}/{fold.name}"),
-            [tensors[f"{name}.weight"] for name in fold.targets],
+        group.name: smoothing_scale(
+            absmax(stats, f"{branch}/{group.name}"),
+            column_absmax([StoredWeight(tensors[f"{name}.weight"]) for name in group.targets]),
             alpha,
         )
-        for fold in tiny.architecture.folds
+        for group in foldable(tiny)
     }
 
 
@@ -24,20 +29,22 @@ def test_scale_follows_equation_4():
         torch.tensor([[1.0, -4.0, 2.0, 0.0], [0.5, 1.0, 1.0, 0.0]]),
         torch.tensor([[-4.0, 2.0, 1.0, 0.0]]),
     ]
-    scale = smoothing_scale(act, weights, 0.5)
+    columns = column_absmax([StoredWeight(weight) for weight in weights])
+    assert torch.equal(columns, torch.tensor([4.0, 4.0, 2.0, 0.0]))
+    scale = smoothing_scale(act, columns, 0.5)
     # sqrt(16 / 4), sqrt(4 / 4), dead channel, dead column
     assert torch.allclose(scale, torch.tensor([2.0, 1.0, 1.0, 1.0]))
-    scale = smoothing_scale(act, weights, 0.75)
+    scale = smoothing_scale(act, columns, 0.75)
     assert scale[0].item() == pytest.approx(16**0.75 / 4**0.25)
-    assert torch.equal(smoothing_scale(act, weights, 1.0)[:2], act[:2])
+    assert torch.equal(smoothing_scale(act, columns, 1.0)[:2], act[:2])
 
 
 def test_alpha_half_balances_activation_and_weight(tiny, tiny_stats):
     tensors = tiny.make_branch(0).state_dict()
-    for fold in tiny.architecture.folds:
-        act = absmax(tiny_stats, f"conditional/{fold.name}")
-        scale = true_scales(tiny, tiny_stats, tensors)[fold.name]
-        columns = torch.cat([tensors[f"{name}.weight"] for name in fold.targets]).abs().amax(0)
+    for group in foldable(tiny):
+        act = absmax(tiny_stats, f"conditional/{group.name}")
+        scale = true_scales(tiny, tiny_stats, tensors)[group.name]
+        columns = torch.cat([tensors[f"{name}.weight"] for name in group.targets]).abs().amax(0)
         # SmoothQuant: at alpha = 0.5 both sides have the same largest magnitude per channel
         torch.testing.assert_close(act / scale, columns * scale, rtol=1e-5, atol=0)
 
@@ -58,7 +65,7 @@ def test_true_scales_leave_the_fp64_forward_unchanged(tiny, tiny_stats, has_text
     tensors = branch.state_dict()
     scales = true_scales(tiny, tiny_stats, tensors)
     assert all(scale.max() / scale.min() > 1.5 for scale in scales.values())  # they do something
-    branch.load_state_dict(fold_all(tensors, tiny.architecture.folds, scales, exact=False))
+    branch.load_state_dict(fold_all(tensors, foldable(tiny), scales, exact=False))
     after = tiny.run_branch(branch, has_text=has_text)
     error = (after - before).norm() / before.norm()
     assert error < 1e-9
@@ -73,7 +80,7 @@ def test_snapped_scales_leave_the_forward_equal_bit_for_bit(tiny, tiny_stats, dt
     scales = true_scales(tiny, tiny_stats, tensors)
     snapped = {name: snap_power_of_two(scale) for name, scale in scales.items()}
     assert all((scale != 1).any() for scale in snapped.values())
-    branch.load_state_dict(fold_all(tensors, tiny.architecture.folds, snapped, exact=True))
+    branch.load_state_dict(fold_all(tensors, foldable(tiny), snapped, exact=True))
     w2 = "layers.0.feed_forward.w2.weight"
     assert not torch.equal(branch.state_dict()[w2], tensors[w2])
     assert torch.equal(tiny.run_branch(branch), before)
@@ -85,8 +92,8 @@ def test_unsnapped_scales_are_not_exact_in_bf16(tiny, tiny_stats):
     tensors = branch.state_dict()
     scales = true_scales(tiny, tiny_stats, tensors)
     with pytest.raises(UserError, match="must fold without rounding.*smoothing_carrier=explicit"):
-        fold_all(tensors, tiny.architecture.folds, scales, exact=True)
-    branch.load_state_dict(fold_all(tensors, tiny.architecture.folds, scales, exact=False))
+        fold_all(tensors, foldable(tiny), scales, exact=True)
+    branch.load_state_dict(fold_all(tensors, foldable(tiny), scales, exact=False))
     assert not torch.equal(tiny.run_branch(branch), before)
 
 
@@ -94,7 +101,7 @@ def test_fed_and_feeding_layer_gets_columns_then_rows(tiny):
     torch.manual_seed(0)
     tensors = tiny.make_branch(0, torch.bfloat16).state_dict()
     norm, rows = (
-        next(fold for fold in tiny.architecture.folds if fold.name == name)
+        next(group for group in foldable(tiny) if group.name == name)
         for name in ("layers.0.feed_forward.up", "layers.0.feed_forward.w2")
     )
     scales = {norm.name: torch.rand(128) + 0.5, rows.name: torch.rand(256) + 0.5}
@@ -114,7 +121,7 @@ def test_fold_divides_a_bias_and_leaves_its_input_alone():
         "b.weight": torch.ones(1, 2),
         "b.bias": torch.ones(1),
     }
-    changed = fold_scale(tensors, Fold("x", "a", "linear", ("b",)), torch.tensor([2.0, 4.0]))
+    changed = fold_scale(tensors, Group("x", "a", "linear", ("b",)), torch.tensor([2.0, 4.0]))
     assert torch.equal(changed["a.bias"], torch.tensor([1.0, 2.0]))
     assert torch.equal(changed["a.weight"], torch.tensor([[0.5] * 3, [0.25] * 3]))
     assert torch.equal(changed["b.weight"], torch.tensor([[2.0, 4.0]]))
@@ -123,5 +130,8 @@ def test_fold_divides_a_bias_and_leaves_its_input_alone():
 
 
 def test_scale_refuses_statistics_of_another_width():
-    with pytest.raises(ValueError, match=r"weights must be \(N, K\) with K=4, got K in \[5\]"):
-        smoothing_scale(torch.ones(4), [torch.ones(3, 5)], 0.5)
+    with pytest.raises(ValueError, match=r"act_absmax must be \(5,\) like the weight's columns"):
+        smoothing_scale(torch.ones(4), torch.ones(5), 0.5)
+    weights = [StoredWeight(torch.ones(3, 5)), StoredWeight(torch.ones(3, 4))]
+    with pytest.raises(ValueError, match=r"weights must have one K, got \[4, 5\]"):
+        column_absmax(weights)

@@ -40,12 +40,21 @@ def test_refuses_what_it_did_not_write(tmp_path):
     with pytest.raises(UserError, match="no kind 1 file at .*; do that"):
         read_tensors(path, "kind 1", remedy="do that")
     path.write_bytes(b"\0" * 40)
-    with pytest.raises(UserError, match="not a readable safetensors file .*; do that"):
+    with pytest.raises(UserError, match="not a readable safetensors file: .*; do that"):
         read_tensors(path, "kind 1", remedy="do that")
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(UserError, match="must be of kind 'kind 1', got None; do that"):
         read_tensors(path, "kind 1", remedy="do that")
     write_tensors(path, {"a": torch.ones(8)}, "kind 1", {})
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="truncated, 8 of .* bytes are missing; do that"):
+        read_tensors(path, "kind 1", remedy="do that")
+    write_tensors(path, {"a": torch.ones(8)}, "kind 1", {})
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(UserError, match="tensor 'a' of .* is damaged .*; do that"):
+        read_tensors(path, "kind 1", remedy="do that")
+    assert read_tensors(path, "kind 1", remedy="", header_only=True) == ({}, {"kind": "kind 1"})
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="it is a folder; do that"):
         read_tensors(path, "kind 1", remedy="do that")

@@ -1,0 +1,181 @@
+"""Find out what this installation can run, and what the rest would need.
+
+Every section is examined on its own: what breaks in one becomes a line of the report.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from models.machine import Row, machine_rows, torch_rows
+from models.requirements import (
+    check_requirement,
+    install_command,
+    lacking,
+    missing_from_extra,
+    project,
+)
+
+IN_MEMORY = ("source", "rounded")  # formats of variants that need no file
+GGUF = ("q8_0", "q4_k")
+MADE_WITH = ("nf4", *GGUF)  # formats whose packages make a file and are not needed to read one
+
+
+def examine(root: Path) -> list[Row]:
+    """Examine a checkout.
+
+    Args:
+        root: of the repository.
+
+    Returns:
+        the rows in the order in which they are read; never raises.
+    """
+    sections: tuple[tuple[str, Callable[[], Iterable[Row]]], ...] = (
+        ("machine", lambda: machine_rows(root)),
+        ("machine", torch_rows),
+        ("packages", lambda: package_rows(root)),
+        ("extras", lambda: extra_rows(root)),
+        ("weights", lambda: weight_rows(root)),
+        ("variants", lambda: variant_rows(root)),
+        ("scorers", lambda: scorer_rows(root)),
+    )
+    rows: list[Row] = []
+    for section, make in sections:
+        try:
+            rows += make()
+        except Exception as error:  # whatever is broken here is what the user wants to know
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            rows.append(Row(section, "examination", False, f"failed ({reason})"))
+    return rows
+
+
+def report(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Arrange rows as JSON: section -> name -> ok and detail."""
+    document: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        document.setdefault(row.section, {})[row.name] = {"ok": row.ok, "detail": row.detail}
+    return document
+
+
+def package_rows(root: Path) -> list[Row]:
+    """List Python and every required package with its version."""
+    version = sys.version.split()[0]
+    rows = [Row("packages", "python", True, f"{version}, {project(root)['requires-python']}")]
+    for requirement in project(root)["dependencies"]:
+        name, ok, detail = check_requirement(requirement)
+        rows.append(Row("packages", name, ok, detail if ok else f"{detail}; pip install -e ."))
+    return rows
+
+
+def extra_rows(root: Path) -> list[Row]:
+    """List every extra and what it lacks."""
+    rows = []
+    for extra, requirements in project(root)["optional-dependencies"].items():
+        lacks = missing_from_extra(requirements)
+        detail = f"needs {'; '.join(lacks)}: {install_command(extra)}" if lacks else "installed"
+        rows.append(Row("extras", extra, not lacks, detail))
+    return rows
+
+
+def read_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Read the flat YAML files of a configuration group; name -> content."""
+    import yaml
+
+    paths = sorted(folder.glob("*.yaml"))
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
+
+
+@cache
+def _model_states(root: Path) -> dict[str, tuple[bool, str]]:
+    """Look at every configured model: whether it can be opened, and what it is or needs."""
+    from models.model_folder import INDEX, inspect_folder
+    from quant.errors import UserError
+
+    states = {}
+    for name, config in read_configs(root / "conf" / "model").items():
+        folder = root / config["path"]
+        if not (folder / INDEX).is_file():
+            states[name] = (False, f"not in {config['path']}: {_remedy(name, config)}")
+            continue
+        try:
+            facts = inspect_folder(folder)
+        except UserError as error:
+            states[name] = (False, str(error))
+            continue
+        size = f"{facts.weight_bytes / 1e9:.2f} GB"
+        states[name] = (True, f"{facts.format}, {facts.blocks} blocks a branch, {size}")
+    return states
+
+
+def _remedy(name: str, config: Mapping[str, Any]) -> str:
+    if config.get("plant"):
+        return f"python scripts/plant_outliers.py model={name}"
+    if config.get("build_missing"):
+        return "it comes with the repository, restore it from there"
+    return f"python scripts/download.py fp8 --to {config['path']}"
+
+
+def checkpoint_names(root: Path, model: str) -> list[str]:
+    """Name the finished checkpoints of a model, as <recipe or format>-<key>."""
+    made = root / "checkpoints" / model
+    weights = [path for kind in ("safetensors", "gguf") for path in made.glob(f"*/**/*.{kind}")]
+    names = {path.relative_to(made).parts[0] for path in weights}
+    return sorted(name for name in names if not name.startswith("."))  # else half-written
+
+
+def weight_rows(root: Path) -> list[Row]:
+    """List every configured model, its calibrations and its checkpoints."""
+    rows = []
+    for name, (ok, detail) in _model_states(root).items():
+        rows.append(Row("weights", name, ok, detail))
+        count = len(list((root / "checkpoints" / name).glob("calibration-*.safetensors")))
+        if count:
+            rows.append(Row("weights", f"{name}: calibrations", None, str(count)))
+        if names := checkpoint_names(root, name):
+            rows.append(Row("weights", f"{name}: checkpoints", None, ", ".join(names)))
+    return rows
+
+
+def variant_rows(root: Path) -> list[Row]:
+    """List every variant: the models it can draw with, and what it lacks."""
+    states = _model_states(root)
+    there = [name for name, (ok, _) in states.items() if ok]
+    without = [name for name, (ok, _) in states.items() if not ok]
+    rows = []
+    for name, config in read_configs(root / "conf" / "variant").items():
+        kind = config["format"]
+        paths = [] if kind in IN_MEMORY else [root / "quant" / "formats" / f"{kind}.py"]
+        paths += sorted((root / "quant").glob("gguf_*.py")) if kind in GGUF else []
+        needs = lacking([path for path in paths if path.is_file()], root)
+        notes = [f"{', '.join(without)}: needs weights"] if there and without else []
+        if needs and kind in MADE_WITH and _has_checkpoint(root, states, kind):
+            notes.append(f"making another file needs {'; '.join(needs)}")
+            needs = []
+        if not there:
+            needs.append("weights of a model")
+        if config.get("gemm") == "fused":
+            notes.append("Triton kernels on a GPU, their reference elsewhere")
+        first = f"needs {'; '.join(needs)}" if needs else f"with {', '.join(there)}"
+        rows.append(Row("variants", name, not needs, "; ".join([first, *notes])))
+    return rows
+
+
+def _has_checkpoint(root: Path, models: Iterable[str], kind: str) -> bool:
+    names = [name for model in models for name in checkpoint_names(root, model)]
+    return any(name.startswith(f"{kind}-") for name in names)
+
+
+def scorer_rows(root: Path) -> list[Row]:
+    """List every scorer and what it lacks."""
+    from eval.scorers import SCORERS
+
+    rows = []
+    for name, scorer in SCORERS.items():
+        path = root.joinpath(*type(scorer).__module__.split(".")).with_suffix(".py")
+        needs = lacking([path], root)
+        against = ", against a reference variant" if scorer.needs_reference else ""
+        detail = f"needs {'; '.join(needs)}" if needs else f"{scorer.unit}{against}"
+        rows.append(Row("scorers", name, not needs, detail))
+    return rows

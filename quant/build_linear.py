@@ -1,0 +1,207 @@
+"""Make the module of one stored linear: find out how it is stored, check it, split its rows.
+
+A linear must be there in exactly one way, with every tensor that way has, of the right shape.
+Files of ours and of others go through the same checks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quant.errors import UserError
+from quant.formats import comfy
+from quant.formats.table import FORMATS
+from quant.linear import Int8Linear
+from quant.source import FLOATS
+from quant.stored import REMEDY, StoredBranch
+from quant.types import Architecture, Scheme, TensorSpec
+from quant.weight_only import WeightOnlyLinear
+
+
+@dataclass(frozen=True)
+class Found:
+    """One linear as a file has it: perhaps several modules stacked."""
+
+    name: str  # its name in the file
+    parts: tuple[str, ...]  # modules, in row order
+    kind: str  # a format's name; "plain" for an unquantized weight
+    suffixes: tuple[str, ...]  # of the tensors it consists of, the bias included
+
+
+def find_linears(stored: StoredBranch, architecture: Architecture) -> Iterator[Found]:
+    """Find every linear of the architecture, under its published name or its modules' own.
+
+    Raises:
+        UserError: a linear is missing, there in two ways, or not in a known one.
+    """
+    for linear in architecture.stored:
+        names = {linear.name: linear.parts}
+        if not _suffixes(stored, linear.name):
+            names = {part: (part,) for part in linear.parts}
+        for name, parts in names.items():
+            suffixes = _suffixes(stored, name)
+            if not suffixes:
+                raise UserError(
+                    f"load_quantized: {stored.where} must hold the linear {linear.name}, got no "
+                    f"tensor of {name!r} among {len(stored.specs)}; {REMEDY}"
+                )
+            yield Found(name, parts, _kind(stored, name, suffixes), suffixes)
+
+
+def _suffixes(stored: StoredBranch, name: str) -> tuple[str, ...]:
+    known = (
+        ".wq", ".ws", ".smooth", ".x_scale", ".weight", ".bias", ".weight_scale", ".comfy_quant",
+        ".weight.absmax", ".weight.quant_map", ".weight.quant_state.bitsandbytes__nf4",
+    )  # fmt: skip
+    return tuple(suffix for suffix in known if f"{name}{suffix}" in stored.specs)
+
+
+def _kind(stored: StoredBranch, name: str, suffixes: tuple[str, ...]) -> str:
+    """Tell the format of a linear from the tensors it has."""
+    found = set(suffixes) - {".bias"}
+    ways = {
+        "w8a8": {".wq", ".ws"},
+        "comfy": {".weight", ".weight_scale", ".comfy_quant"},
+        "fp8": {".weight", ".weight_scale"},
+        "nf4": {suffix for suffix in FORMATS["nf4"].codec.specs(64, 64)},
+    }
+    optional = {"w8a8": {".smooth", ".x_scale"}}
+    for kind, needed in ways.items():
+        if needed <= found <= needed | optional.get(kind, set()):
+            if kind != "fp8" or stored.specs[f"{name}.weight"].dtype == torch.float8_e4m3fn:
+                return kind
+    if found == {".weight"}:
+        block = stored.blocks.get(f"{name}.weight")
+        if block is not None:
+            return block
+        if stored.specs[f"{name}.weight"].dtype in FLOATS:
+            return "plain"
+    types = ", ".join(f"{s} {_describe(stored.specs[f'{name}{s}'])}" for s in suffixes)
+    raise UserError(
+        f"load_quantized: the linear {name} in {stored.where} must be stored in one known way "
+        f"({', '.join(FORMATS)}), got {types}; {REMEDY}"
+    )
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{tuple(spec.shape)} {str(spec.dtype).removeprefix('torch.')}"
+
+
+def read_linear(
+    stored: StoredBranch, found: Found, shapes: list[tuple[int, int]]
+) -> dict[str, torch.Tensor]:
+    """Read a linear's tensors, after checking their shapes, and their values.
+
+    Args:
+        stored: the branch's file.
+        found: the linear.
+        shapes: (N, K) of each of its parts.
+
+    Returns:
+        suffix -> tensor.
+
+    Raises:
+        UserError: names the tensor that is mis-shaped, not finite, or not positive.
+    """
+    n, k = sum(shape[0] for shape in shapes), shapes[0][1]
+    expected = _expected(found.kind, n, k)
+    for suffix in found.suffixes:
+        name, spec = f"{found.name}{suffix}", stored.specs[f"{found.name}{suffix}"]
+        wanted = expected.get(suffix)
+        if wanted is not None and spec.shape != wanted:
+            raise UserError(
+                f"load_quantized: {name!r} in {stored.where} must have shape {wanted}, got "
+                f"{_describe(spec)}; {REMEDY}"
+            )
+    tensors = {suffix: stored.read(f"{found.name}{suffix}") for suffix in found.suffixes}
+    for suffix, tensor in tensors.items():
+        check_values(tensor, f"{found.name}{suffix}", stored.where)
+        if suffix in (".ws", ".smooth", ".x_scale") and not bool((tensor > 0).all()):
+            raise UserError(
+                f"load_quantized: '{found.name}{suffix}' in {stored.where} must be positive, got "
+                f"{float(tensor.min()):g}; {REMEDY}"
+            )
+    return tensors
+
+
+def _expected(kind: str, n: int, k: int) -> dict[str, tuple[int, ...]]:
+    if kind == "w8a8":
+        return {".wq": (n, k), ".ws": (n,), ".smooth": (k,), ".x_scale": (), ".bias": (n,)}
+    if kind == "plain":
+        return {".weight": (n, k), ".bias": (n,)}
+    if kind == "comfy":
+        return {".weight": (n, k), ".bias": (n,)}  # quant.formats.comfy checks the rest
+    specs = FORMATS[kind].codec.specs(n, k)
+    # the JSON of an NF4 weight has no fixed length
+    fixed = {s: spec.shape for s, spec in specs.items() if "quant_state" not in s}
+    return fixed | {".bias": (n,)}
+
+
+def check_values(tensor: torch.Tensor, name: str, where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        UserError: names the tensor.
+    """
+    if tensor.dtype == torch.float8_e4m3fn:
+        finite = not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
+    else:
+        finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    if not finite:
+        raise UserError(
+            f"load_quantized: {name!r} in {where} must be finite, got NaN or infinity; {REMEDY}"
+        )
+
+
+def build_modules(
+    found: Found,
+    tensors: Mapping[str, torch.Tensor],
+    shapes: list[tuple[int, int]],
+    scheme: Scheme | None,
+    *,
+    gemm: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, nn.Module]:
+    """Make one quantized module for each part; rows of q, k and v are slices of the stored ones.
+
+    Args:
+        found: the linear, of any kind but "plain".
+        tensors: from `read_linear`.
+        shapes: (N, K) of each part.
+        scheme: what the recipe says; its rotation is not in the tensors. None: no recipe.
+        gemm: for the int8 kinds.
+        device: where the buffers go.
+        dtype: of the bias.
+    """
+    counts = [shape[0] for shape in shapes]
+    biases = [None] * len(counts)
+    if ".bias" in tensors:
+        biases = [part.to(device, dtype) for part in tensors[".bias"].split(counts)]
+    if found.kind not in ("w8a8", "comfy"):
+        codec = FORMATS[found.kind].codec
+        own = {suffix: tensor.to(device) for suffix, tensor in tensors.items() if suffix != ".bias"}
+        return {
+            part: WeightOnlyLinear(codec, piece, shape, bias)
+            for part, piece, shape, bias in zip(
+                found.parts, codec.split_rows(own, counts), shapes, biases, strict=True
+            )
+        }
+    rotation = 0 if scheme is None else scheme.rotation
+    if found.kind == "comfy":
+        codes, scales, rotation = comfy.decode_codes(tensors)
+    else:
+        codes, scales = tensors[".wq"], tensors[".ws"]
+    codes, scales = codes.to(device), scales.to(device)
+    smooth, x_scale = (
+        None if tensors.get(suffix) is None else tensors[suffix].to(device)
+        for suffix in (".smooth", ".x_scale")
+    )
+    return {
+        part: Int8Linear(wq, ws, smooth, bias, gemm=gemm, rotation=rotation, x_scale=x_scale)
+        for part, wq, ws, bias in zip(
+            found.parts, codes.split(counts), scales.split(counts), biases, strict=True
+        )
+    }

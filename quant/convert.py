@@ -1,0 +1,263 @@
+"""Turn a branch into the tensors of a file, one linear at a time.
+
+What a file will hold is listed first, as entries: names, shapes and dtypes, and a function that
+makes the tensors when their turn comes. So a writer knows every offset before the first weight is
+read, and memory holds one linear of the source and its result: 0.5 GB for the largest linear of
+the real model (the text projection, 245 M weights).
+
+Arithmetic is fp32 whatever the source, after an exact upcast.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from quant.act_stats import absmax, max_crest
+from quant.errors import UserError
+from quant.fold_plan import FoldPlan, divided, plan_folds
+from quant.formats import comfy
+from quant.formats.table import Format
+from quant.int8 import CODE_MAX, quantize_weight
+from quant.rotate import rotate
+from quant.source import BranchSource, StoredWeight
+from quant.types import (
+    ActStats,
+    Architecture,
+    LayerReport,
+    ResolvedRecipe,
+    Scheme,
+    StoredLinear,
+    TensorSpec,
+)
+from quant.weight_error import ErrorSum
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Tensors that are made together."""
+
+    specs: dict[str, TensorSpec]  # published name without the branch -> what `make` returns
+    make: Callable[[], tuple[Tensors, LayerReport | None]]
+    values: int  # of the source that go into it, for progress
+
+
+def branch_entries(
+    source: BranchSource,
+    architecture: Architecture,
+    branch: str,
+    target: Format,
+    resolved: ResolvedRecipe | None,
+    stats: ActStats | None,
+) -> list[Entry]:
+    """List what a file of a format holds of a branch, in the order of writing.
+
+    Args:
+        source: the unquantized branch.
+        architecture: describes it.
+        branch: file prefix, also the prefix of the statistics' keys.
+        target: the format.
+        resolved: for the int8 formats, what becomes of every group; else None.
+        stats: of this model; None if the recipe needs none.
+
+    Returns:
+        one entry per linear, then one per other tensor. Names are the published ones.
+
+    Raises:
+        UserError: a linear that the source lacks, or a scheme that the format cannot carry.
+    """
+    for linear in architecture.linears:
+        if f"{linear}.weight" not in source.shapes:
+            raise UserError(
+                f"branch_entries: {branch} must hold {linear}.weight, got {len(source.shapes)} "
+                "other tensors; pass an unquantized branch of this architecture"
+            )
+    folds = FoldPlan()
+    if resolved is not None:
+        folds = plan_folds(source, architecture, branch, resolved, stats)
+    entries, done = [], set()
+    for linear in architecture.stored:
+        parts = [source.shapes[f"{part}.weight"] for part in linear.parts]
+        n, k = sum(shape[0] for shape in parts), parts[0][1]
+        done |= {f"{part}.weight" for part in linear.parts}
+        group = architecture.group_of(linear)
+        maker = _Maker(source, architecture, branch, linear, folds, stats, (n, k))
+        if resolved is not None:
+            scheme = resolved.scheme(branch, group)
+            made = maker.int8(scheme, target) if scheme.is_int8 else maker.kept(has_report=True)
+        elif target.quantizes(group.role, n, k):
+            made = maker.encoded(target)
+        else:
+            made = maker.kept(target.kept_dtype)
+        entries.append(made)
+        biases = [f"{part}.bias" for part in linear.parts if f"{part}.bias" in source.shapes]
+        if biases:
+            done |= set(biases)
+            entries.append(maker.biases(biases, target.kept_dtype))
+    for name in source.shapes:
+        if name not in done:
+            entries.append(_other(source, name, folds, target.kept_dtype))
+    return entries
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Everything that the entry of one linear closes over."""
+
+    source: BranchSource
+    architecture: Architecture
+    branch: str
+    linear: StoredLinear
+    folds: FoldPlan
+    stats: ActStats | None
+    shape: tuple[int, int]
+
+    def _weights(self) -> list[tuple[str, StoredWeight]]:
+        return [(part, self.source.weight(part)) for part in self.linear.parts]
+
+    def _report(self, is_int8: bool, error: float | None) -> LayerReport:
+        crest, group = None, self.architecture.group_of(self.linear)
+        if self.stats is not None and group.role != "rest":
+            crest = max_crest(self.stats, f"{self.branch}/{group.name}")
+        return LayerReport(self.branch, self.linear.name, crest, not is_int8, error)
+
+    def int8(self, scheme: Scheme, target: Format) -> Entry:
+        """Codes and scales, in the names of w8a8 or comfy-kitchen."""
+        name, (n, k) = self.linear.name, self.shape
+        group = self.architecture.group_of(self.linear)
+        vector = self.folds.vectors.get(group.name)
+        if target.name == "comfy":
+            _check_comfy(scheme, f"{self.branch}.{name}")
+            specs = comfy.specs(n, k, scheme.rotation)
+        else:
+            specs = {
+                ".wq": TensorSpec((n, k), torch.int8),
+                ".ws": TensorSpec((n,), torch.float32),
+            }
+            if scheme.has_vector:
+                specs[".smooth"] = TensorSpec((k,), torch.float32)
+            if scheme.static:
+                specs[".x_scale"] = TensorSpec((), torch.float32)
+
+        def make() -> tuple[Tensors, LayerReport]:
+            codes, scales, error = self._codes(scheme)
+            if target.name == "comfy":
+                made = comfy.encode_codes(codes, scales, scheme.rotation)
+            else:
+                made = {".wq": codes, ".ws": scales}
+                if scheme.has_vector:
+                    made[".smooth"] = vector.clone()  # w1 and w3 share it
+                if scheme.static:
+                    act = absmax(self.stats, f"{self.branch}/{group.name}")
+                    act = act if vector is None else act / vector
+                    made[".x_scale"] = act.amax() / CODE_MAX
+            return _named(name, made), self._report(True, error)
+
+        return Entry(_named(name, specs), make, n * k)
+
+    def _codes(self, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, float]:
+        codes = torch.empty(self.shape, dtype=torch.int8)
+        scales, error, row = torch.empty(self.shape[0]), ErrorSum(), 0
+        where = f"{self.branch}.{self.linear.name}"
+        for part, weight in self._weights():
+            # one scale for the tensor needs all of it at once
+            blocks = [(0, weight.shape[0])] if scheme.static else weight.blocks()
+            for block in blocks:
+                rows = self.folds.weight_rows(weight, part, *block)
+                if scheme.rotation:
+                    rows = rotate(rows, scheme.rotation)
+                stop = row + len(rows)
+                made = quantize_weight(rows, where, per_tensor=scheme.static)
+                codes[row:stop], scales[row:stop] = made
+                error.add(rows, *made)
+                row = stop
+        return codes, scales, error.relative()
+
+    def encoded(self, target: Format) -> Entry:
+        """A weight-only format's own tensors."""
+        codec, name = target.codec, self.linear.name
+
+        def make() -> tuple[Tensors, None]:
+            weights = self._weights()
+            if codec.by_rows:
+                pieces = [
+                    codec.encode(_finite(weight.rows(*block), f"{self.branch}.{part}"))
+                    for part, weight in weights
+                    for block in weight.blocks()
+                ]
+                made = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+            else:
+                made = codec.encode(torch.cat([weight.full() for _, weight in weights]))
+            return _named(name, made), None
+
+        return Entry(_named(name, codec.specs(*self.shape)), make, math.prod(self.shape))
+
+    def kept(self, dtype: torch.dtype | None = None, *, has_report: bool = False) -> Entry:
+        """The weight as it is, or with its rows divided where it feeds a smoothed group."""
+        stored = dtype or self.source.dtypes[f"{self.linear.parts[0]}.weight"]
+        name = f"{self.linear.name}.weight"
+
+        def make() -> tuple[Tensors, LayerReport | None]:
+            out, row, error = torch.empty(self.shape, dtype=stored), 0, ErrorSum()
+            for part, weight in self._weights():
+                divisor = self.folds.rows.get(part)
+                for start, stop in weight.blocks():
+                    rows = _finite(weight.rows(start, stop), f"{self.branch}.{part}")
+                    if has_report:
+                        error.add(rows, *quantize_weight(rows))
+                    block = rows.to(stored)  # a float8 source is rounded to bf16 here
+                    if divisor is not None:
+                        where = f"{self.branch}.{part}"
+                        block = divided(block, divisor[start:stop, None], where)
+                    out[row : row + len(rows)] = block
+                    row += len(rows)
+            report = self._report(False, error.relative()) if has_report else None
+            return {name: out}, report
+
+        return Entry({name: TensorSpec(self.shape, stored)}, make, math.prod(self.shape))
+
+    def biases(self, names: list[str], dtype: torch.dtype | None) -> Entry:
+        """The biases of the stacked modules."""
+        stored = dtype or self.source.dtypes[names[0]]
+        name = f"{self.linear.name}.bias"
+
+        def make() -> tuple[Tensors, None]:
+            parts = [self.folds.tensor(self.source, bias) for bias in names]
+            return {name: torch.cat(parts).to(stored)}, None
+
+        return Entry({name: TensorSpec((self.shape[0],), stored)}, make, self.shape[0])
+
+
+def _other(source: BranchSource, name: str, folds: FoldPlan, dtype: torch.dtype | None) -> Entry:
+    stored = dtype or source.dtypes[name]
+
+    def make() -> tuple[Tensors, None]:
+        return {name: _finite(folds.tensor(source, name), name).to(stored)}, None
+
+    shape = source.shapes[name]
+    return Entry({name: TensorSpec(shape, stored)}, make, math.prod(shape))
+
+
+def _named(linear: str, by_suffix: dict) -> dict:
+    return {f"{linear}{suffix}": value for suffix, value in by_suffix.items()}
+
+
+def _finite(values: torch.Tensor, name: str) -> torch.Tensor:
+    if not torch.isfinite(values).all():
+        raise UserError(
+            f"convert: {name} {tuple(values.shape)} must be finite, got NaN or infinity; check the "
+            "source checkpoint"
+        )
+    return values
+
+
+def _check_comfy(scheme: Scheme, name: str) -> None:
+    if scheme.has_vector or scheme.static:
+        raise UserError(
+            f"convert: format comfy carries codes, row scales and a rotation, got a scheme with "
+            f"{'a smoothing vector' if scheme.has_vector else 'a static scale'} for {name}; use "
+            "smoothing_carrier=folded and activation_scale=token, or format=w8a8"
+        )

@@ -1,0 +1,66 @@
+"""The file formats that dit8 writes and reads, as data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from quant.errors import UserError
+from quant.formats import fp8, nf4, q4_k, q8_0
+from quant.types import Codec
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Args:
+        name: as in `format=`.
+        container: "file" (one safetensors, branch prefixes), "files" (one safetensors a branch),
+            "diffusers" (one in each of the model's subfolders, diffusers' names) or "gguf" (one
+            file, its own branch prefixes). All but diffusers have the original names.
+        codec: of a weight-only format; None for the int8 formats and for plain weights.
+        has_recipe: a recipe decides what becomes of a linear (int8 weights and activations).
+        roles: of the groups that a weight-only format quantizes.
+        kept_dtype: of everything else; None: the source's.
+    """
+
+    name: str
+    container: Literal["file", "files", "diffusers", "gguf"]
+    codec: Codec | None = None
+    has_recipe: bool = False
+    roles: tuple[str, ...] = ()
+    kept_dtype: torch.dtype | None = None
+
+    def quantizes(self, role: str, n: int, k: int) -> bool:
+        """Tell whether a weight-only format stores this linear in its own blocks."""
+        return self.codec is not None and role in self.roles and self.codec.refuse(n, k) is None
+
+
+EVERY = ("block", "text", "rest")
+
+FORMATS = {
+    table.name: table
+    for table in (
+        Format("w8a8", "file", has_recipe=True),
+        Format("comfy", "files", has_recipe=True),
+        # The official file leaves adaLN and the other small linears alone; so does this one.
+        Format("fp8", "diffusers", fp8.CODEC, roles=("block", "text")),
+        # bitsandbytes and the published GGUF files quantize every linear whose rows divide.
+        Format("nf4", "diffusers", nf4.CODEC, roles=EVERY),
+        Format("q8_0", "gguf", q8_0.CODEC, roles=EVERY, kept_dtype=torch.float32),
+        Format("q4_k", "gguf", q4_k.CODEC, roles=EVERY, kept_dtype=torch.float32),
+        Format("bf16", "diffusers", kept_dtype=torch.bfloat16),
+    )
+}
+
+
+def get_format(name: str) -> Format:
+    """Look up a format.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
+    return FORMATS[name]

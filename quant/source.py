@@ -1,0 +1,207 @@
+"""Unquantized weights of one branch, read one tensor at a time, whatever file they come from.
+
+A checkpoint of the real model has 9.3 G weights a branch, so nothing here holds more than the
+tensor that was asked for. Both namings are understood (diffusers `to_q`, `to_k`, `to_v`,
+`to_out.0`; original `attention.qkv`, `attention.o`), one file or shards, plain weights or the
+official FP8 ones:
+
+    weight = float8_e4m3fn (N, K) * weight_scale (N,)[:, None]           computed in fp32
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from quant.errors import UserError
+from quant.formats.fp8 import e4m3_to_float
+from quant.safetensors_reader import SafetensorsFile
+from quant.types import Architecture
+
+BLOCK_ROWS = 128  # 128 x 4608 fp32 are 2.4 MB: the passes over a block stay in the cache
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+REMEDY = "pass the unquantized model, in bf16 or in the official FP8 format"
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight in the type it is stored in; fp32 rows on demand."""
+
+    values: torch.Tensor  # (N, K) float8_e4m3fn or floating
+    scale: torch.Tensor | None = None  # (N,) fp32, for float8 only
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.values.shape)
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Return the dtype in which this weight is written when it is not quantized."""
+        return torch.bfloat16 if self.scale is not None else self.values.dtype
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return rows start..stop as (stop - start, K) fp32, exact."""
+        block = self.values[start:stop]
+        if self.scale is None:
+            return block.float()
+        return e4m3_to_float(block) * self.scale[start:stop, None]
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Cut the rows into pieces of BLOCK_ROWS."""
+        n = self.shape[0]
+        return [(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS)]
+
+    def full(self) -> torch.Tensor:
+        """Return the whole weight as (N, K) fp32."""
+        return self.rows(0, self.shape[0])
+
+
+class BranchSource(Protocol):
+    """What a quantizer reads."""
+
+    shapes: Mapping[str, tuple[int, ...]]  # by diffusers name, scales left out
+    dtypes: Mapping[str, torch.dtype]  # in which a tensor is written when it stays as it is
+
+    def weight(self, linear: str) -> StoredWeight: ...
+
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+
+class MemorySource:
+    """A branch's state dict, for models that fit."""
+
+    def __init__(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = dict(state_dict)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
+
+    def weight(self, linear: str) -> StoredWeight:
+        return StoredWeight(self._tensors[f"{linear}.weight"])
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a diffusers tensor lies: a file, its name there, and rows of it (None: all)."""
+
+    file: SafetensorsFile
+    name: str
+    rows: tuple[int, int] | None
+
+
+class FileSource:
+    """A branch in one or several safetensors files, read with pread and never mapped."""
+
+    def __init__(
+        self,
+        files: Mapping[str, SafetensorsFile],
+        architecture: Architecture,
+        where: str,
+        prefix: str = "",
+    ) -> None:
+        """Find every tensor; reads no data.
+
+        Args:
+            files: anything -> open file.
+            architecture: of the branch; knows which stored names stack which modules.
+            where: folder or file, for messages.
+            prefix: of the branch's names, "" or such as "conditional.".
+
+        Raises:
+            UserError: a tensor twice, an unexpected type, or rows that do not split.
+        """
+        self._places: dict[str, _Place] = {}
+        self._where = where
+        parts = {linear.name: linear.parts for linear in architecture.stored}
+        for file in files.values():
+            for name, spec in file.specs.items():
+                if not name.startswith(prefix):
+                    continue
+                stem, _, suffix = name.removeprefix(prefix).rpartition(".")
+                modules = parts.get(stem, (stem,))
+                n = spec.shape[0] if spec.shape else 0
+                if len(modules) > 1 and n % len(modules):
+                    raise UserError(
+                        f"open_source: {name!r} in {where} must stack {len(modules)} equal parts, "
+                        f"got {n} rows; {REMEDY}"
+                    )
+                for index, module in enumerate(modules):
+                    size = n // len(modules)
+                    rows = None if len(modules) == 1 else (index * size, (index + 1) * size)
+                    self._add(f"{module}.{suffix}" if module else suffix, _Place(file, name, rows))
+        self.shapes, self.dtypes = {}, {}
+        for name, place in self._places.items():
+            if name.endswith(".weight_scale"):
+                continue
+            spec = place.file.specs[place.name]
+            rows = place.rows
+            shape = spec.shape if rows is None else (rows[1] - rows[0], *spec.shape[1:])
+            is_fp8 = spec.dtype == torch.float8_e4m3fn
+            if is_fp8 and f"{name}_scale" not in self._places:
+                raise UserError(
+                    f"open_source: {name!r} in {where} is float8 and must have {name}_scale beside "
+                    f"it, got none; {REMEDY}"
+                )
+            if not is_fp8 and spec.dtype not in FLOATS:
+                raise UserError(
+                    f"open_source: {name!r} in {where} must be floating, got "
+                    f"{str(spec.dtype).removeprefix('torch.')}; {REMEDY}"
+                )
+            self.shapes[name] = tuple(shape)
+            self.dtypes[name] = torch.bfloat16 if is_fp8 else spec.dtype
+
+    def _add(self, name: str, place: _Place) -> None:
+        if name in self._places:
+            raise UserError(
+                f"open_source: {name!r} must be stored once, got it twice in {self._where}; "
+                "remove the file that does not belong there"
+            )
+        self._places[name] = place
+
+    def _read(self, name: str) -> torch.Tensor:
+        place = self._places.get(name)
+        if place is None:
+            raise UserError(
+                f"open_source: {self._where} must hold {name!r}, got {len(self._places)} other "
+                f"tensors; {REMEDY}"
+            )
+        if place.rows is None:
+            return place.file.read(place.name)
+        return place.file.read_rows(place.name, *place.rows)
+
+    def weight(self, linear: str) -> StoredWeight:
+        """Read a linear's weight.
+
+        Raises:
+            UserError: not there, not a matrix, or a scale that does not fit.
+        """
+        values = self._read(f"{linear}.weight")
+        if values.ndim != 2:
+            raise UserError(
+                f"open_source: {linear}.weight in {self._where} must be a matrix, got shape "
+                f"{tuple(values.shape)}; {REMEDY}"
+            )
+        if values.dtype != torch.float8_e4m3fn:
+            return StoredWeight(values)
+        scale = self._read(f"{linear}.weight_scale").float().flatten()
+        if scale.shape[0] != values.shape[0]:
+            raise UserError(
+                f"open_source: {linear}.weight_scale in {self._where} must have one scale a row, "
+                f"{values.shape[0]}, got {scale.shape[0]}; {REMEDY}"
+            )
+        return StoredWeight(values, scale)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read any tensor, a float8 weight dequantized to bf16.
+
+        Raises:
+            UserError: not there.
+        """
+        if name.endswith(".weight") and f"{name}_scale" in self._places:
+            weight = self.weight(name.removesuffix(".weight"))
+            pieces = [weight.rows(*block).to(torch.bfloat16) for block in weight.blocks()]
+            return torch.cat(pieces)
+        return self._read(name)
