@@ -191,7 +191,7 @@ def build_modules(
         }
     rotation = 0 if scheme is None else scheme.rotation
     if found.kind == "comfy":
-        codes, scales, rotation = comfy.decode_codes(tensors)
+        codes, scales, rotation = comfy.decode_codes(tensors, found.name)
     else:
         codes, scales = tensors[".wq"], tensors[".ws"]
     codes, scales = codes.to(device), scales.to(device)

@@ -17,7 +17,7 @@ from quant.atomic import write_atomically
 from quant.convert import Entry, branch_entries
 from quant.errors import UserError
 from quant.formats.table import Format
-from quant.gguf_file import GgufTensor, write_gguf
+from quant.gguf_writer import GgufTensor, write_gguf
 from quant.recipe_json import recipe_to_json
 from quant.safetensors_writer import SafetensorsWriter
 from quant.source import BranchSource

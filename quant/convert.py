@@ -153,7 +153,9 @@ class _Maker:
                 if scheme.static:
                     act = absmax(self.stats, f"{self.branch}/{group.name}")
                     act = act if vector is None else act / vector
-                    made[".x_scale"] = act.amax() / CODE_MAX
+                    largest = act.amax() / CODE_MAX
+                    # the unconditional branch's text is all zeros: any scale serves
+                    made[".x_scale"] = torch.where(largest > 0, largest, 1.0)
             return _named(name, made), self._report(True, error)
 
         return Entry(_named(name, specs), make, n * k)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from models.architectures import architecture_of, branches_of
+from models.architectures import architecture_of_module, branches_of
 from quant.build_linear import build_modules, check_values, find_linears, read_linear
 from quant.errors import UserError
 from quant.linear import check_gemm, check_swappable, swap_linears
@@ -85,7 +85,7 @@ def load_quantized(
         swap_linears(plan.module, plan.linears)
         _assign(plan.module, plan.parameters)
     if any(plan.linears for plan in plans):
-        refuse_lora(pipeline)
+        refuse_lora(pipeline, branches.values())
     return pipeline
 
 
@@ -94,7 +94,7 @@ def _plan(
 ) -> _Plan:
     """Check one branch's tensors and build what replaces its linears; change nothing."""
     stored = checkpoint.branches[branch]
-    architecture = architecture_of(module.config)
+    architecture = architecture_of_module(module)
     check_swappable(module, architecture.linears)
     current = module.state_dict()
     linears: dict[str, nn.Module] = {}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from quant.errors import UserError
-from quant.gguf_file import GgufFile
+from quant.gguf_reader import GgufFile
 from quant.open_source import weight_files
 from quant.recipe_json import recipe_from_json
 from quant.safetensors_reader import SafetensorsFile

@@ -54,7 +54,7 @@ def tree(tmp_path, toy_folder):
         "formats/w8a8.py": "import torch\n",
         "formats/nf4.py": "def encode():\n    from nothing_at_all import x\n",
         "formats/q4_k.py": "import torch\n",
-        "gguf_file.py": "import nowhere_at_all\n",
+        "gguf_writer.py": "import nowhere_at_all\n",
     }
     for name, text in sources.items():
         (tmp_path / "quant" / name).write_text(text)
