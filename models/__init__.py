@@ -1,0 +1,7 @@
+"""Models and what draws with them."""
+
+import logging
+
+# On a CPU with AVX-512 bf16, bitsandbytes looks for Hugging Face's package `kernels`, finds our
+# folder of that name and warns on every import of diffusers; it then uses its own code.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

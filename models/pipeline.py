@@ -136,7 +136,7 @@ def _empty_branches(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Modu
         config = Ideogram4Transformer2DModel.load_config(folder / subfolder)
         config.pop("quantization_config", None)
         with init_empty_weights():
-            modules[subfolder] = Ideogram4Transformer2DModel.from_config(config).to(dtype)
+            modules[subfolder] = Ideogram4Transformer2DModel.from_config(config).to(dtype).eval()
     return modules
 
 

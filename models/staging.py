@@ -41,7 +41,7 @@ def staged(pipeline: Any, device: torch.device) -> Iterator[None]:
     def after(_: nn.Module, __: tuple, output: Any) -> Any:
         return _moved(output, torch.device("cpu"))
 
-    encode = pipeline.encode_prompt
+    encode, own = pipeline.encode_prompt, vars(pipeline).get("encode_prompt")
 
     def encode_prompt(*args: Any, **kwargs: Any) -> tuple:
         # the pipeline calls the encoder's layers, never its forward: hooks would not fire
@@ -55,7 +55,9 @@ def staged(pipeline: Any, device: torch.device) -> Iterator[None]:
         pipeline.encode_prompt = encode_prompt
         yield
     finally:
-        del pipeline.encode_prompt
+        vars(pipeline).pop("encode_prompt", None)
+        if own is not None:  # somebody's replacement of the class's method
+            pipeline.encode_prompt = own
         for handle in handles:
             handle.remove()
         for module in visitors:

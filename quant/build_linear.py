@@ -19,6 +19,8 @@ from quant.stored import REMEDY, StoredBranch
 from quant.types import Architecture, Scheme, TensorSpec
 from quant.weight_only import WeightOnlyLinear
 
+Dtypes = tuple[torch.dtype, ...]
+
 
 @dataclass(frozen=True)
 class Found:
@@ -86,7 +88,11 @@ def _kind(stored: StoredBranch, name: str, suffixes: tuple[str, ...]) -> str:
 
 
 def _describe(spec: TensorSpec) -> str:
-    return f"{tuple(spec.shape)} {str(spec.dtype).removeprefix('torch.')}"
+    return f"{tuple(spec.shape)} {_names((spec.dtype,))}"
+
+
+def _names(dtypes: Dtypes) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def read_linear(
@@ -103,16 +109,16 @@ def read_linear(
         suffix -> tensor.
 
     Raises:
-        UserError: names the tensor that is mis-shaped, not finite, or not positive.
+        UserError: names the tensor that has another shape or type, is not finite or not positive.
     """
     n, k = sum(shape[0] for shape in shapes), shapes[0][1]
     expected = _expected(found.kind, n, k)
     for suffix in found.suffixes:
         name, spec = f"{found.name}{suffix}", stored.specs[f"{found.name}{suffix}"]
-        wanted = expected.get(suffix)
-        if wanted is not None and spec.shape != wanted:
+        shape, dtypes = expected.get(suffix, (spec.shape, (spec.dtype,)))
+        if tuple(spec.shape) != shape or spec.dtype not in dtypes:
             raise UserError(
-                f"load_quantized: {name!r} in {stored.where} must have shape {wanted}, got "
+                f"load_quantized: {name!r} in {stored.where} must be {shape} {_names(dtypes)}, got "
                 f"{_describe(spec)}; {REMEDY}"
             )
     tensors = {suffix: stored.read(f"{found.name}{suffix}") for suffix in found.suffixes}
@@ -126,17 +132,20 @@ def read_linear(
     return tensors
 
 
-def _expected(kind: str, n: int, k: int) -> dict[str, tuple[int, ...]]:
+def _expected(kind: str, n: int, k: int) -> dict[str, tuple[tuple[int, ...], Dtypes]]:
+    """List the shape and the types that a linear's tensors may have."""
+    exact, bias = (torch.float32,), {".bias": ((n,), FLOATS)}
     if kind == "w8a8":
-        return {".wq": (n, k), ".ws": (n,), ".smooth": (k,), ".x_scale": (), ".bias": (n,)}
+        scales = {".ws": ((n,), exact), ".smooth": ((k,), exact), ".x_scale": ((), exact)}
+        return {".wq": ((n, k), (torch.int8,))} | scales | bias
     if kind == "plain":
-        return {".weight": (n, k), ".bias": (n,)}
+        return {".weight": ((n, k), FLOATS)} | bias
     if kind == "comfy":
-        return {".weight": (n, k), ".bias": (n,)}  # quant.formats.comfy checks the rest
+        return {".weight": ((n, k), (torch.int8,))} | bias  # quant.formats.comfy checks the rest
     specs = FORMATS[kind].codec.specs(n, k)
     # the JSON of an NF4 weight has no fixed length
-    fixed = {s: spec.shape for s, spec in specs.items() if "quant_state" not in s}
-    return fixed | {".bias": (n,)}
+    fixed = {s: (x.shape, (x.dtype,)) for s, x in specs.items() if "quant_state" not in s}
+    return fixed | bias
 
 
 def check_values(tensor: torch.Tensor, name: str, where: str) -> None:

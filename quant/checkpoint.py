@@ -88,9 +88,14 @@ def save_checkpoint(
         one report a linear for the int8 formats; nothing for the others.
 
     Raises:
-        UserError: whatever `quant.convert` refuses, or a disk that is full.
+        UserError: `folder` exists, whatever `quant.convert` refuses, or a disk that is full.
     """
     folder = Path(folder)
+    if folder.exists():  # a rename would replace an empty folder, and refuse others after the work
+        raise UserError(
+            f"save_checkpoint: {folder} must not exist yet, got a "
+            f"{'folder' if folder.is_dir() else 'file'}; delete it or choose another place"
+        )
     if target.container == "diffusers":
         architecture = _unstacked(architecture)
     header = {

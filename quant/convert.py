@@ -8,6 +8,7 @@ the real model (the text projection, 245 M weights).
 Arithmetic is fp32 whatever the source, after an exact upcast.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from quant.formats import comfy
 from quant.formats.table import Format
 from quant.int8 import CODE_MAX, quantize_weight
 from quant.rotate import rotate
+from quant.row_blocks import over_blocks
 from quant.source import BranchSource, StoredWeight
 from quant.types import (
     ActStats,
@@ -31,7 +33,7 @@ from quant.types import (
     StoredLinear,
     TensorSpec,
 )
-from quant.weight_error import ErrorSum
+from quant.weight_error import error_squares, relative_of
 
 Tensors = dict[str, torch.Tensor]
 
@@ -161,38 +163,45 @@ class _Maker:
         return Entry(_named(name, specs), make, n * k)
 
     def _codes(self, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, float]:
-        codes = torch.empty(self.shape, dtype=torch.int8)
-        scales, error, row = torch.empty(self.shape[0]), ErrorSum(), 0
+        codes, scales = torch.empty(self.shape, dtype=torch.int8), torch.empty(self.shape[0])
         where = f"{self.branch}.{self.linear.name}"
+        squares, first = [], 0
         for part, weight in self._weights():
-            # one scale for the tensor needs all of it at once
-            blocks = [(0, weight.shape[0])] if scheme.static else weight.blocks()
-            for block in blocks:
+
+            def quantize(
+                block: tuple[int, int], part: str = part, weight: StoredWeight = weight
+            ) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
                 rows = self.folds.weight_rows(weight, part, *block)
                 if scheme.rotation:
                     rows = rotate(rows, scheme.rotation)
-                stop = row + len(rows)
                 made = quantize_weight(rows, where, per_tensor=scheme.static)
-                codes[row:stop], scales[row:stop] = made
-                error.add(rows, *made)
-                row = stop
-        return codes, scales, error.relative()
+                return *made, error_squares(rows, *made)
+
+            # one scale for the tensor needs all of it at once
+            blocks = [(0, weight.shape[0])] if scheme.static else weight.blocks()
+            for (start, stop), made in zip(blocks, over_blocks(quantize, blocks), strict=True):
+                here = slice(first + start, first + stop)
+                codes[here], scales[here] = made[:2]
+                squares.append(made[2])
+            first += weight.shape[0]
+        return codes, scales, relative_of(squares)
 
     def encoded(self, target: Format) -> Entry:
         """A weight-only format's own tensors."""
         codec, name = target.codec, self.linear.name
 
+        def encode(weight: StoredWeight, part: str, block: tuple[int, int]) -> Tensors:
+            return codec.encode(_finite(weight.rows(*block), f"{self.branch}.{part}"))
+
         def make() -> tuple[Tensors, None]:
             weights = self._weights()
-            if codec.by_rows:
-                pieces = [
-                    codec.encode(_finite(weight.rows(*block), f"{self.branch}.{part}"))
-                    for part, weight in weights
-                    for block in weight.blocks()
-                ]
-                made = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
-            else:
-                made = codec.encode(torch.cat([weight.full() for _, weight in weights]))
+            if not codec.by_rows:
+                whole = torch.cat([weight.full() for _, weight in weights])
+                return _named(name, codec.encode(_finite(whole, f"{self.branch}.{name}"))), None
+            pieces: list[Tensors] = []
+            for part, weight in weights:
+                pieces += over_blocks(functools.partial(encode, weight, part), weight.blocks())
+            made = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
             return _named(name, made), None
 
         return Entry(_named(name, codec.specs(*self.shape)), make, math.prod(self.shape))
@@ -202,22 +211,24 @@ class _Maker:
         stored = dtype or self.source.dtypes[f"{self.linear.parts[0]}.weight"]
         name = f"{self.linear.name}.weight"
 
+        def keep(
+            weight: StoredWeight, part: str, block: tuple[int, int]
+        ) -> tuple[torch.Tensor, tuple[float, float]]:
+            where, divisor = f"{self.branch}.{part}", self.folds.rows.get(part)
+            rows = _finite(weight.rows(*block), where)
+            error = error_squares(rows, *quantize_weight(rows)) if has_report else (0.0, 0.0)
+            kept = rows.to(stored)  # a float8 source is rounded to bf16 here
+            if divisor is not None:
+                kept = divided(kept, divisor[slice(*block), None], where)
+            return kept, error
+
         def make() -> tuple[Tensors, LayerReport | None]:
-            out, row, error = torch.empty(self.shape, dtype=stored), 0, ErrorSum()
+            made = []
             for part, weight in self._weights():
-                divisor = self.folds.rows.get(part)
-                for start, stop in weight.blocks():
-                    rows = _finite(weight.rows(start, stop), f"{self.branch}.{part}")
-                    if has_report:
-                        error.add(rows, *quantize_weight(rows))
-                    block = rows.to(stored)  # a float8 source is rounded to bf16 here
-                    if divisor is not None:
-                        where = f"{self.branch}.{part}"
-                        block = divided(block, divisor[start:stop, None], where)
-                    out[row : row + len(rows)] = block
-                    row += len(rows)
-            report = self._report(False, error.relative()) if has_report else None
-            return {name: out}, report
+                made += over_blocks(functools.partial(keep, weight, part), weight.blocks())
+            error = relative_of(squares for _, squares in made)
+            report = self._report(False, error) if has_report else None
+            return {name: torch.cat([block for block, _ in made])}, report
 
         return Entry({name: TensorSpec(self.shape, stored)}, make, math.prod(self.shape))
 

@@ -173,12 +173,17 @@ def _check_same_model(
     architecture: Architecture,
     where: str,
 ) -> None:
-    """Compare what no recipe changes with the pipeline's own values, in its dtype, bit for bit."""
+    """Compare what no recipe changes with the pipeline's own values, bit for bit.
+
+    The narrower of the two dtypes counts: file and pipeline may be one model rounded twice.
+    """
     touched = {group.source for group in architecture.groups}
     for name, tensor in rest.items():
         if current[name].is_meta or name.rpartition(".")[0] in touched:
             continue
-        if not torch.equal(tensor.to(current[name].device, current[name].dtype), current[name]):
+        own = current[name]
+        dtype = min(own.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
+        if not torch.equal(tensor.to(own.device, dtype), own.to(dtype)):
             raise UserError(
                 f"load_quantized: {where} is of another model: {name!r} must equal the pipeline's, "
                 "got other values; quantize this model with scripts/quantize.py"

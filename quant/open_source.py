@@ -63,7 +63,8 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return files
     try:
-        names = sorted(set(json.loads(indexes[0].read_text("utf-8"))["weight_map"].values()))
+        weight_map = json.loads(indexes[0].read_text("utf-8"))["weight_map"]
+        names = sorted({Path(name).name for name in weight_map.values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"weight_files: {indexes[0]} must be the JSON index of a sharded model, got "

@@ -12,9 +12,10 @@ import torch
 
 from quant.errors import UserError
 from quant.int8 import quantize_weight
+from quant.row_blocks import over_blocks
 from quant.source import StoredWeight
 from quant.types import RankedLayer
-from quant.weight_error import ErrorSum
+from quant.weight_error import error_squares, relative_of
 
 
 def rounding_damage(weight: StoredWeight, act_absmax: torch.Tensor) -> float:
@@ -30,12 +31,12 @@ def rounding_damage(weight: StoredWeight, act_absmax: torch.Tensor) -> float:
     Returns:
         a ratio >= 0. It does not measure the error of rounding the activation; crest does.
     """
-    error = ErrorSum()
-    for block in weight.blocks():
+
+    def squares(block: tuple[int, int]) -> tuple[float, float]:
         rows = weight.rows(*block)
-        codes, scales = quantize_weight(rows)
-        error.add(rows, codes, scales, act_absmax)
-    return error.relative()
+        return error_squares(rows, *quantize_weight(rows), act_absmax)
+
+    return relative_of(over_blocks(squares, weight.blocks()))
 
 
 def rank_layers(crests: Mapping[str, float], damages: Mapping[str, float]) -> list[RankedLayer]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from quant.errors import UserError
+from quant.row_blocks import over_blocks
 from quant.source import StoredWeight
 from quant.types import Group
 
@@ -29,9 +30,10 @@ def column_absmax(weights: Sequence[StoredWeight]) -> torch.Tensor:
     if len(widths) != 1:
         raise ValueError(f"column_absmax: weights must have one K, got {sorted(widths)}")
     maxima = [
-        weight.rows(*block).abs().amax(dim=0) for weight in weights for block in weight.blocks()
+        over_blocks(lambda block, w=weight: w.rows(*block).abs().amax(dim=0), weight.blocks())
+        for weight in weights
     ]
-    return torch.stack(maxima).amax(dim=0)
+    return torch.stack([part for parts in maxima for part in parts]).amax(dim=0)
 
 
 def smoothing_scale(

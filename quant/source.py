@@ -16,10 +16,11 @@ import torch
 
 from quant.errors import UserError
 from quant.formats.fp8 import e4m3_to_float
+from quant.row_blocks import over_blocks
 from quant.safetensors_reader import SafetensorsFile
 from quant.types import Architecture
 
-BLOCK_ROWS = 128  # 128 x 4608 fp32 are 2.4 MB: the passes over a block stay in the cache
+BLOCK_VALUES = 2**19  # 2 MiB in fp32: the passes over a block of rows stay in the cache
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = "pass the unquantized model, in bf16 or in the official FP8 format"
 
@@ -48,9 +49,10 @@ class StoredWeight:
         return e4m3_to_float(block) * self.scale[start:stop, None]
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Cut the rows into pieces of BLOCK_ROWS."""
-        n = self.shape[0]
-        return [(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS)]
+        """Cut the rows into pieces of about BLOCK_VALUES values."""
+        n, k = self.shape
+        rows = max(1, BLOCK_VALUES // k)
+        return [(start, min(start + rows, n)) for start in range(0, n, rows)]
 
     def full(self) -> torch.Tensor:
         """Return the whole weight as (N, K) fp32."""
@@ -123,7 +125,7 @@ class FileSource:
                 stem, _, suffix = name.removeprefix(prefix).rpartition(".")
                 modules = parts.get(stem, (stem,))
                 n = spec.shape[0] if spec.shape else 0
-                if len(modules) > 1 and n % len(modules):
+                if len(modules) > 1 and (n == 0 or n % len(modules)):
                     raise UserError(
                         f"open_source: {name!r} in {where} must stack {len(modules)} equal parts, "
                         f"got {n} rows; {REMEDY}"
@@ -202,6 +204,7 @@ class FileSource:
         """
         if name.endswith(".weight") and f"{name}_scale" in self._places:
             weight = self.weight(name.removesuffix(".weight"))
-            pieces = [weight.rows(*block).to(torch.bfloat16) for block in weight.blocks()]
-            return torch.cat(pieces)
+            return torch.cat(
+                over_blocks(lambda block: weight.rows(*block).bfloat16(), weight.blocks())
+            )
         return self._read(name)

@@ -193,7 +193,9 @@ def _replacements(
     linears = {target: module.get_submodule(target) for target in group.targets}
     smooth = None
     if scheme.alpha is not None:
-        columns = column_absmax([StoredWeight(linear.weight) for linear in linears.values()])
+        columns = column_absmax(
+            [StoredWeight(linear.weight.detach()) for linear in linears.values()]
+        )
         smooth = smoothing_scale(absmax(stats, key), columns, scheme.alpha)
         smooth = snap_power_of_two(smooth) if scheme.carrier == "folded" else smooth
     made = {}

@@ -28,6 +28,7 @@ from models.planted import check_planted, plant_model
 from models.staging import staged
 from quant import act_stats
 from quant.act_stats import load_stats
+from quant.atomic import writing
 from quant.calibrate import calibrate
 from quant.errors import UserError
 from quant.keys import content_key
@@ -187,15 +188,17 @@ def calibrate_model(config: CalibrateConfig, model: Model) -> tuple[Path, ActSta
         stats = load_stats(path)
         if len(stats.done) == stats.total:
             return path, stats
+    with writing(path):  # refused here, not minutes later when the first prompt is done
+        path.parent.mkdir(parents=True, exist_ok=True)
     sampler = make_sampler(config.calibration.sampler, config.model)
     device = resolve_device(config.hardware.device)
     home = torch.device("cpu") if config.hardware.staged else device
     pipeline = load_pipeline(
         model.folder, config.calibration.dtype, config.model.companion_dtype, home
     )
+    check_length(pipeline, prompts, sampler.max_sequence_length)
     print(calibration_plan(pipeline, config, len(prompts), sampler), file=sys.stderr)
     stage = staged(pipeline, device) if config.hardware.staged else nullcontext()
-    check_length(pipeline, prompts, sampler.max_sequence_length)
     with stage, tqdm(total=len(prompts), desc="calibrate", unit="prompt") as bar:
 
         def progress(done: int, _: int) -> None:

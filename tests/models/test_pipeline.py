@@ -1,12 +1,20 @@
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.generate import denoise
+from models.ideogram4 import BRANCHES, architecture, branch_modules
 from models.pipeline import load_pipeline, resolve_device, torch_dtype
+from quant.checkpoint import Origin, save_checkpoint
 from quant.errors import UserError
+from quant.formats.table import FORMATS
+from quant.load import load_quantized
+from quant.open_source import open_sources
+from quant.weight_only import WeightOnlyLinear
 
 CPU = torch.device("cpu")
 WEIGHTS = {
@@ -27,6 +35,37 @@ def broken(toy_folder, tmp_path):
     return shutil.copytree(toy_folder, tmp_path / "mini")
 
 
+def convert(folder, name, made):
+    """Write the branches of a model folder in another format, as the official files have them."""
+    described = architecture(2)
+    configs = {
+        branch: json.loads((folder / subfolder / "config.json").read_text())
+        for branch, subfolder in BRANCHES.items()
+    }
+    with open_sources(folder, described, BRANCHES) as sources:
+        origin = Origin("toy", "0" * 64, BRANCHES, configs)
+        save_checkpoint(made, FORMATS[name], sources, described, origin)
+    return made
+
+
+@pytest.fixture(scope="module")
+def published(toy_folder, tmp_path_factory):
+    """Return a function: format -> a whole model folder whose branches are stored in it."""
+    folders = {}
+
+    def make(name):
+        if name not in folders:
+            base = tmp_path_factory.mktemp("published")
+            folder = folders[name] = shutil.copytree(toy_folder, base / "model")
+            made = convert(toy_folder, name, base / "branches")
+            for subfolder in BRANCHES.values():
+                shutil.rmtree(folder / subfolder)
+                shutil.copytree(made / subfolder, folder / subfolder)
+        return folders[name]
+
+    return make
+
+
 def test_branches_and_companions_get_their_dtypes(toy_folder):
     pipeline = load_pipeline(toy_folder, "bfloat16", "float32", CPU)
     assert pipeline.transformer.dtype == torch.bfloat16
@@ -40,6 +79,101 @@ def test_branches_and_companions_get_their_dtypes(toy_folder):
 def test_modules_come_ready_to_run(toy):
     modules = [getattr(toy, name) for name in WEIGHTS]
     assert not any(module.training for module in modules)
+
+
+def test_branches_left_out_have_no_storage_and_the_rest_is_whole(toy_folder, toy):
+    pipeline = load_pipeline(toy_folder, "bfloat16", "float32", CPU, branches=False)
+    for branch in branch_modules(pipeline).values():
+        tensors = [*branch.parameters()]
+        assert all(tensor.is_meta and tensor.dtype == torch.bfloat16 for tensor in tensors)
+        assert not branch.training
+    for name in ("text_encoder", "vae"):
+        own, stock = getattr(pipeline, name).state_dict(), getattr(toy, name).state_dict()
+        assert own.keys() == stock.keys()
+        assert all(torch.equal(own[key], stock[key]) for key in stock)
+
+
+def test_branches_left_out_are_not_even_read(broken, published, toy_prompts, small_sampler):
+    """A quantized checkpoint fills them, so the unquantized weights may be absent altogether."""
+    for subfolder in BRANCHES.values():
+        (broken / subfolder / WEIGHTS[subfolder]).unlink()
+    pipeline = load_pipeline(broken, "float32", "float32", CPU, branches=False)
+    load_quantized(pipeline, published("fp8"))
+    _, latents = denoise(pipeline, toy_prompts[:1], small_sampler, decode=False)
+    assert torch.isfinite(latents).all()
+
+
+@pytest.mark.parametrize(("name", "high"), [("fp8", 0.15), ("nf4", 0.5)])
+def test_official_formats_load_and_draw(
+    published, toy, toy_prompts, small_sampler, name, high, monkeypatch
+):
+    folder = published(name)
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    assert ("quantization_config" in config) == (name == "nf4")
+    # neither needs bitsandbytes, which wants CUDA for most of what it does
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    pipeline = load(folder)
+    for branch in branch_modules(pipeline).values():
+        assert isinstance(branch.layers[0].attention.to_k, WeightOnlyLinear)
+        assert not any(tensor.is_meta for tensor in branch.state_dict().values())
+        assert not branch.training
+    up_proj = pipeline.text_encoder.language_model.layers[0].mlp.up_proj
+    assert type(up_proj) is torch.nn.Linear
+    images, latents = denoise(pipeline, toy_prompts[:2], small_sampler)
+    _, exact = denoise(toy, toy_prompts[:2], small_sampler)
+    assert [image.size for image in images] == [(64, 64)] * 2
+    # other noise would give about sqrt(2), the very same weights 0
+    assert 1e-4 < (latents - exact).norm() / exact.norm() < high
+
+
+def test_a_published_folder_is_what_its_checkpoint_is(published, toy_folder):
+    """Loading whole or filling an empty pipeline: the same codes."""
+    whole = load(published("fp8"))
+    filled = load_pipeline(toy_folder, "float32", "float32", CPU, branches=False)
+    load_quantized(filled, published("fp8"))
+    for branch, module in branch_modules(whole).items():
+        other = branch_modules(filled)[branch].state_dict()
+        for name, tensor in module.state_dict().items():
+            assert other[name].dtype == tensor.dtype
+            assert torch.equal(other[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("name", ["fp8", "nf4"])
+def test_a_cut_off_official_file_is_one_sentence(published, tmp_path, name):
+    folder = shutil.copytree(published(name), tmp_path / "cut")
+    path = folder / "transformer" / WEIGHTS["transformer"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model.safetensors.*\d+ .*restore it"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("fp8", ".weight_scale"), ("nf4", ".weight.absmax")]
+)
+def test_an_official_file_without_a_scale_is_one_sentence(published, tmp_path, name, suffix):
+    folder = shutil.copytree(published(name), tmp_path / "lacking")
+    path = folder / "unconditional_transformer" / WEIGHTS["transformer"]
+    tensors = load_file(path)
+    lost = next(key for key in sorted(tensors) if key.endswith(suffix))
+    del tensors[lost]
+    save_file(tensors, path, metadata={"format": "pt"})
+    linear = lost.removesuffix(suffix)
+    with pytest.raises(UserError, match=f"linear {linear} .* must be stored in one known way"):
+        load(folder)
+
+
+def test_one_branch_quantized_and_one_not_is_loaded_as_stored(published, toy_folder, tmp_path):
+    folder = shutil.copytree(published("fp8"), tmp_path / "half")
+    shutil.rmtree(folder / "unconditional_transformer")
+    shutil.copytree(toy_folder / "unconditional_transformer", folder / "unconditional_transformer")
+    pipeline = load(folder)
+    linear = "layers.0.feed_forward.w1"
+    assert type(pipeline.transformer.get_submodule(linear)) is WeightOnlyLinear
+    plain = pipeline.unconditional_transformer.get_submodule(linear)
+    stored = load_file(toy_folder / "unconditional_transformer" / WEIGHTS["transformer"])
+    assert type(plain) is torch.nn.Linear
+    assert torch.equal(plain.weight, stored[f"{linear}.weight"].float())
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path):
@@ -67,7 +201,11 @@ def test_cut_off_weights_are_one_sentence(broken, component):
     path = broken / component / WEIGHTS[component]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"model folder .*mini does not load: .+; restore it"):
+    reason = r"model folder .*mini does not load: .+; restore it"
+    if component in BRANCHES.values():  # read by our own code, which knows how much is missing
+        lost = rf"\d+ of {len(whole)} bytes are missing; restore it"
+        reason = rf"mini/{component}/{path.name} is not a readable .* truncated, {lost}"
+    with pytest.raises(UserError, match=reason):
         load(broken)
 
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -5,41 +7,56 @@ from torch import nn
 from kernels.backend import backend_name
 from models.ideogram4 import BRANCHES, architecture, branch_modules
 from models.variants import Variant, build_variant
-from quant.checkpoint import save_checkpoint
+from quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from quant.errors import UserError
+from quant.formats.table import FORMATS
 from quant.linear import Int8Linear
-from quant.quantize import quantize_branch
+from quant.open_source import open_sources
 from quant.recipe import resolve_recipe
 from quant.rounding import round_weight
 from quant.types import Recipe
+from quant.weight_only import WeightOnlyLinear
 
 CPU = torch.device("cpu")
-LINEARS = architecture(2).linears
+DESCRIBED = architecture(2)
+LINEARS = tuple(t for g in DESCRIBED.groups if g.role != "rest" for t in g.targets)
+WEIGHT_ONLY = tuple(name for name, target in FORMATS.items() if target.codec is not None)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(toy, tmp_path_factory):
-    """The toy without smoothing or protection, which needs no calibration."""
-    states = {branch: module.state_dict() for branch, module in branch_modules(toy).items()}
-    described = architecture(2)
-    recipe = Recipe("naive", alpha=None, protect=0)
-    resolved = resolve_recipe(recipe, described, None, states, model_key="toy")
-    branches = {
-        branch: quantize_branch(state, described, branch, resolved, None).tensors
-        for branch, state in states.items()
-    }
-    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-    save_checkpoint(path, branches, resolved, source_sha256="0")
-    return path
+def save(toy_folder, tmp_path_factory):
+    """Return a function: format -> a checkpoint of the toy, plain W8A8 for the int8 formats."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            target, folder = FORMATS[name], tmp_path_factory.mktemp("checkpoints") / name
+            with open_sources(toy_folder, DESCRIBED, BRANCHES) as sources:
+                resolved = None
+                if target.has_recipe:  # neither smoothing nor protection: no calibration
+                    recipe = Recipe("naive", alpha=None, protect=0)
+                    resolved = resolve_recipe(recipe, DESCRIBED, None, sources, model_key="toy")
+                configs = {
+                    branch: json.loads((toy_folder / subfolder / "config.json").read_text())
+                    for branch, subfolder in BRANCHES.items()
+                }
+                origin = Origin("toy", "0" * 64, BRANCHES, configs)
+                save_checkpoint(folder, target, sources, DESCRIBED, origin, resolved)
+            made[name] = folder / checkpoint_name(target)
+        return made[name]
+
+    return run
 
 
 @pytest.fixture
-def build(toy_folder, checkpoint):
-    def run(variant, path=checkpoint, model_key="toy"):
+def build(toy_folder, save):
+    def run(variant, path=None, model_key="toy"):
+        if variant.needs_checkpoint and path is None:
+            path = save(variant.format)
         return build_variant(
             variant,
             toy_folder,
-            path if variant.needs_checkpoint else None,
+            path,
             model_key=model_key,
             dtype="float32",
             companion_dtype="float32",
@@ -68,8 +85,9 @@ def test_rounded_changes_the_block_linears_alone(build, toy):
 
 
 @pytest.mark.parametrize("gemm", ["fake_quant", "fused"])
-def test_w8a8_multiplies_in_the_way_asked_for(build, gemm):
-    pipeline = build(Variant("int8", "w8a8", gemm=gemm))
+@pytest.mark.parametrize("name", ["w8a8", "comfy"])
+def test_int8_multiplies_in_the_way_asked_for(build, name, gemm):
+    pipeline = build(Variant("int8", name, gemm=gemm))
     for module in branch_modules(pipeline).values():
         for name in LINEARS:
             linear = module.get_submodule(name)
@@ -92,6 +110,40 @@ def test_both_ways_agree_and_stay_near_the_source(build, toy, record_branches):
             assert 1e-3 < (y - exact).norm() / exact.norm() < 5e-2
 
 
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    # measured 1.8-3.8 %, 14-21 %, 0.7-0.8 % and 1.3-2.6 % (the toy's widths of 64 and 128 leave
+    # most linears out of Q4_K's blocks of 256), with room of three times either way
+    [("fp8", 6e-3, 0.12), ("nf4", 5e-2, 0.6), ("q8_0", 2e-3, 2.4e-2), ("q4_k", 4e-3, 8e-2)],
+)
+def test_weight_only_variants_multiply_decoded_weights(
+    build, toy, record_branches, name, low, high
+):
+    variant = Variant(name, name)
+    pipeline = build(variant)
+    table = FORMATS[name]
+    for branch, module in branch_modules(pipeline).items():
+        for group in DESCRIBED.groups:
+            for target in group.targets:
+                linear = module.get_submodule(target)
+                n, k = getattr(toy, BRANCHES[branch]).get_submodule(target).weight.shape
+                expected = WeightOnlyLinear if table.quantizes(group.role, n, k) else nn.Linear
+                assert type(linear) is expected, (branch, target)
+        assert not any(tensor.is_meta for tensor in module.state_dict().values())
+    plain, made = record_branches(toy), record_branches(pipeline)
+    for branch in BRANCHES:
+        y, exact = made[branch][0].output, plain[branch][0].output
+        assert low < (y - exact).norm() / exact.norm() < high
+    assert variant.backend(CPU) == "torch-cpu" and not variant.has_recipe
+
+
+def test_bf16_files_hold_the_weights_rounded_once(build, toy):
+    pipeline = build(Variant("plain", "bf16"))
+    for branch, module in branch_modules(pipeline).items():
+        for name, value in getattr(toy, BRANCHES[branch]).state_dict().items():
+            assert torch.equal(module.state_dict()[name], value.bfloat16().float()), name
+
+
 def test_a_checkpoint_of_another_model_is_refused(build):
     with pytest.raises(UserError, match="made from model other, got model toy; quantize this mod"):
         build(Variant("int8", "w8a8", gemm="fused"), model_key="other")
@@ -105,8 +157,10 @@ def test_a_missing_checkpoint_is_one_sentence(build, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"format": "int4"}, "variant v: format must be one of source, w8a8, rounded, got 'int4'"),
-        ({"format": "w8a8"}, "gemm goes with format w8a8 and no other, got format 'w8a8' and gemm"),
+        ({"format": "int4"}, "variant v: format must be one of source, rounded, w8a8.* 'int4'"),
+        ({"format": "w8a8"}, "gemm goes with an int8 format and no other, got format 'w8a8' and"),
+        ({"format": "comfy"}, "gemm goes with an int8 format and no other, got format 'comfy'"),
+        ({"format": "fp8", "gemm": "fused"}, "gemm goes with an int8 format.* format 'fp8' and"),
         ({"format": "source", "gemm": "fused"}, "got format 'source' and gemm 'fused'"),
         ({"format": "rounded"}, "bits goes with format rounded and no other.* and bits None"),
         ({"format": "source", "bits": 4}, "got format 'source' and bits 4"),
@@ -122,3 +176,12 @@ def test_backend_names_what_multiplies():
     assert Variant("int8", "w8a8", gemm="fake_quant").backend(CPU) == "torch-cpu"
     assert Variant("fused", "w8a8", gemm="fused").backend(CPU) == backend_name(CPU)
     assert Variant("bf16", "source").backend(torch.device("cuda")) == "torch-cuda"
+
+
+def test_recipes_belong_to_the_int8_formats():
+    assert Variant("int8", "w8a8", gemm="fused").has_recipe
+    assert Variant("comfy", "comfy", gemm="fused").has_recipe
+    assert not Variant("bf16", "source").needs_checkpoint
+    assert not Variant("rtn4", "rounded", bits=4).needs_checkpoint
+    for name in (*WEIGHT_ONLY, "bf16"):
+        assert Variant(name, name).needs_checkpoint and not Variant(name, name).has_recipe

@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import stages
+from quant.formats.table import FORMATS
+from scripts import conversion, stages
 from scripts.cli import compose
+
+W8A8 = FORMATS["w8a8"]
 
 # script, overrides with {file} (a regular file) and {folder}, what the sentence must say
 MISTAKES = {
     "unknown variant": ("evaluate", ["variant=int9"], "variant must be one of bf16, .*got 'int9'"),
     "unknown model": ("quantize", ["model=maxi"], "model must be one of ideogram4, .*got 'maxi'"),
-    "unknown recipe": ("quantize", ["recipe=magic"], "recipe must be one of naive.*got 'magic'"),
+    "unknown recipe": ("quantize", ["recipe=magic"], "recipe must be one of alpha.*got 'magic'"),
     "mistyped key": ("evaluate", ["stepz=3"], "'stepz'.*conf/schema.py lists every key"),
     "mistyped nested key": ("quantize", ["recipe.alhpa=1"], "'recipe.alhpa'.*lists every key"),
     "mistyped calibration": ("calibrate", ["calibration.m=1"], "'calibration.m'.*every key"),
@@ -45,7 +48,7 @@ MISTAKES = {
     "engine of generate": ("generate", ["engine=turbo"], "engine must be one of stock, got 'turb"),
     "unknown hardware": ("evaluate", ["hardware=tpu"], "hardware must be one of auto, .*got 'tpu'"),
     "unknown device": ("evaluate", ["hardware.device=tpu"], "must be auto, cpu or cuda, got 'tpu'"),
-    "gemm without int8": ("evaluate", ["variant.gemm=fused"], "gemm goes with format w8a8"),
+    "gemm without int8": ("evaluate", ["variant.gemm=fused"], "gemm goes with an int8 format"),
     "stage of training": ("train_mini", ["stop_after=lunch"], "stop_after must be one of vae"),
     "size of training": ("train_mini", ["size=huge"], "size must be full or toy, got 'huge'"),
 }
@@ -89,7 +92,7 @@ def test_a_missing_checkpoint_that_is_not_cheap(place, run_here, one_sentence, s
     first = [CAPTION] if script == "generate" else []
     options = place.evaluation if script == "evaluate" else [*place.common, "steps=2"]
     change = ["model.build_missing=false", "variant=int8"]
-    pattern = r"is missing; make it with python scripts/quantize.py model=mini recipe=smoothquant"
+    pattern = r"is missing; make it with python scripts/quantize.py model=mini format=w8a8 recipe=smoothquant"
     one_sentence(run_here(script, *first, *options, *change), script, pattern)
     assert not place.checkpoints.exists()
     assert not place.out.exists()
@@ -107,14 +110,12 @@ def test_a_checkpoint_of_another_model(place, other_model, run_here, one_sentenc
 
     def path(model):
         config = compose("evaluate", options(model))
-        return stages.checkpoint_path(config, stages.open_model(config.model))
+        return conversion.checkpoint_path(config, stages.open_model(config.model), W8A8)
 
     config = compose("quantize", [*place.common, f"model.path={other_model}"])
-    theirs = stages.quantize_model(config, stages.open_model(config.model)).path
+    theirs = conversion.quantize_model(config, stages.open_model(config.model), W8A8).path.parent
     assert theirs == path(other_model)
-    ours = path(place.model)
-    ours.parent.mkdir(parents=True)
-    shutil.copy(theirs, ours)
+    shutil.copytree(theirs, path(place.model))
     assert run_here("evaluate", *options(place.model), "variant=bf16").code == 0  # the reference
     ended = run_here("evaluate", *options(place.model))
     one_sentence(ended, "evaluate", "must be made from model .*got model .*quantize this model")

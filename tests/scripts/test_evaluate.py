@@ -50,10 +50,10 @@ def test_multirun_prints_one_document_a_variant(drawn):
 
 def test_a_missing_checkpoint_is_built_and_the_reference_comes_first(drawn):
     (checkpoint,) = drawn.place.checkpoints.glob("*/model.safetensors")
-    assert drawn.ended.lines == [
-        f"checkpoint {checkpoint} is missing, building it",
-        "reference bf16 comes first",
-    ]
+    missing, plan, reference = drawn.ended.lines
+    assert missing == f"checkpoint {checkpoint.parent} is missing, building it"
+    assert plan.startswith("calibrate: 2 prompts x 2 steps; ")
+    assert reference == "reference bf16 comes first"
     last = max(p.stat().st_mtime_ns for p in drawn.folder("bf16").glob("*.png"))
     for variant in ("int8", "fused_int8"):
         assert last < min(p.stat().st_mtime_ns for p in drawn.folder(variant).glob("*.png"))

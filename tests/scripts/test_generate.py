@@ -26,7 +26,9 @@ def test_a_caption_typed_in_is_drawn_with_the_fused_variant(place, run_script):
     ended = run_script("generate", json.dumps(CAPTION), *options, cwd=place.folder)
     assert ended.code == 0, ended.stderr
     (checkpoint,) = place.checkpoints.glob("*/model.safetensors")
-    assert ended.lines == [f"checkpoint {checkpoint} is missing, building it"]
+    missing, plan = ended.lines
+    assert missing == f"checkpoint {checkpoint.parent} is missing, building it"
+    assert plan.startswith("calibrate: 2 prompts x 2 steps; ")
     document = ended.document
     assert document.pop("seconds") > 0
     assert document == {

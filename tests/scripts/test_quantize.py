@@ -1,18 +1,25 @@
 """scripts/quantize.py and scripts/calibrate.py as a user runs them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from models.ideogram4 import BRANCHES
 from quant.act_stats import load_stats
+from quant.formats.table import FORMATS
 from scripts import stages
 from scripts.cli import compose
+from scripts.conversion import checkpoint_path
 
-KEYS = {"checkpoint", "recipe", "linears", "protected", "seconds", "peak_rss_bytes"}
+KEYS = {
+    "checkpoint", "format", "recipe", "linears", "protected", "bytes", "seconds", "peak_rss_bytes",
+}  # fmt: skip
 # qkv, o, w1, w2, w3 of two blocks and the text projection, in two branches
 STORED, HALF_OF_DOWN = 2 * (2 * 5 + 1), 2 * 1
+# what becomes of the eight others (adaLN of two blocks, six outside) only `published` decides
+REST = 2 * (2 + 6)
 
 
 def state_of(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -28,16 +35,19 @@ def no_model(*_, **__):
 def test_quantize_writes_a_checkpoint_and_finds_it_again(place, run_script, run_here, monkeypatch):
     first = run_script("quantize", *place.common, cwd=place.folder)
     assert first.code == 0, first.stderr
-    assert first.lines == []
+    (plan,) = first.lines
+    assert plan.startswith("calibrate: 2 prompts x 2 steps; ")
     document = first.document
     assert set(document) == KEYS
     assert first.stdout.endswith("}\n")
+    assert document["format"] == "w8a8"
     assert (document["recipe"], document["protected"]) == ("smoothquant", HALF_OF_DOWN)
     assert document["linears"] == STORED - HALF_OF_DOWN
     assert document["seconds"] > 0
     assert document["peak_rss_bytes"] > 2**27  # torch alone is more than 128 MiB
     checkpoint = Path(document["checkpoint"])
     assert checkpoint.parent.parent == place.checkpoints
+    assert checkpoint.stat().st_size == document["bytes"]
     recipe = json.loads((checkpoint.parent / "recipe.json").read_text())
     assert len(recipe["protected"]) == HALF_OF_DOWN
     # the table: every stored linear once, with the protected ones marked
@@ -77,7 +87,7 @@ def test_another_recipe_needs_no_model_run(place, run_here, monkeypatch):
 def test_the_same_checkpoint_has_the_same_bytes(place, run_here):
     checkpoint = Path(run_here("quantize", *place.common).document["checkpoint"])
     before = checkpoint.read_bytes()
-    checkpoint.unlink()
+    shutil.rmtree(checkpoint.parent)
     assert Path(run_here("quantize", *place.common).document["checkpoint"]) == checkpoint
     assert checkpoint.read_bytes() == before
 
@@ -105,16 +115,18 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
 
     genuine, seen = stages.denoise, []
 
-    def stops(pipeline, prompts, sampler):
+    def stops(pipeline, prompts, sampler, **options):
         seen.append(prompts[0].id)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return genuine(pipeline, prompts, sampler)
+        return genuine(pipeline, prompts, sampler, **options)
 
     monkeypatch.setattr(stages, "denoise", stops)
     stopped = run_here("calibrate", *options)
     assert stopped.code == 130
-    assert stopped.lines == ["calibrate: interrupted; the same command continues"]
+    plan, last = stopped.lines
+    assert plan.startswith("calibrate: 3 prompts x 2 steps; ")
+    assert last == "calibrate: interrupted; the same command continues"
     (half,) = place.checkpoints.glob("calibration-*")
     assert len(load_stats(half).done) == 1
     finished = run_here("calibrate", *options)
@@ -125,6 +137,14 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
     assert half.read_bytes() == expected.read_bytes()
 
 
+def test_a_folder_that_lost_its_file_is_one_sentence(place, run_here, one_sentence):
+    """Checkpoints appear whole; one that is not was damaged, and nobody guesses by whom."""
+    checkpoint = Path(run_here("quantize", *place.common).document["checkpoint"])
+    checkpoint.unlink()
+    pattern = f"{checkpoint}.*must|{checkpoint}.*does not exist|no such file"
+    one_sentence(run_here("quantize", *place.common), "quantize", pattern)
+
+
 @pytest.mark.parametrize(
     "change",
     ["calibration.n=3", "calibration.sampler.steps=3", "calibration.dtype=bfloat16", "other model"],
@@ -132,7 +152,7 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
 def test_a_changed_calibration_is_another_file(place, other_model, change):
     def path(options):
         config = compose("quantize", options)
-        return stages.checkpoint_path(config, stages.open_model(config.model))
+        return checkpoint_path(config, stages.open_model(config.model), FORMATS["w8a8"])
 
     override = f"model.path={other_model}" if change == "other model" else change
     assert path([*place.common, override]) != path(place.common)
