@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test check format test-gpu clean
+.PHONY: help venv install demo test check format parity test-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@# torch first and alone: asked for by another package, pip may choose a newer release with
 	@# gigabytes of CUDA libraries; once it is there, the constraint keeps it.
 	@$(PIP_INSTALL) $(TORCH_ARGS) torch
-	@$(PIP_INSTALL) -e '.[ocr,test]'
+	@$(PIP_INSTALL) -e '.[ocr,gguf,nf4,comfy,test]'
 	@touch $@
 
 demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8, print the table
@@ -47,6 +47,9 @@ check: $(STAMP) ## lint and formatting only; edits nothing
 format: $(STAMP) ## rewrite the Python files: import order, safe fixes, formatting
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+parity: $(STAMP) ## compare our GGUF quantizers with ggml's own, compiled from PyPI (needs cc and c++)
+	@$(PY) scripts/parity_gguf.py
 
 test-gpu: $(STAMP) ## only the tests marked gpu; fails where there is no GPU
 	@$(PY) -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: torch sees no CUDA device; run it on a machine with an NVIDIA GPU and a CUDA build of torch")'

@@ -114,7 +114,8 @@ class ConvertConfig(CalibrateConfig):
     """What decides a checkpoint besides its format."""
 
     recipe: RecipeConfig = MISSING
-    lora: str | None = None  # safetensors merged into the weights before they are quantized
+    # safetensors merged into the weights before they are quantized; calibration runs without it
+    lora: str | None = None
     lora_scale: float = 1.0
     latency: str = "conf/latency/h200.csv"  # modelled times of a GPU, for recipe=auto
 

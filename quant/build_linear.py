@@ -124,7 +124,9 @@ def read_linear(
     tensors = {suffix: stored.read(f"{found.name}{suffix}") for suffix in found.suffixes}
     for suffix, tensor in tensors.items():
         check_values(tensor, f"{found.name}{suffix}", stored.where)
-        if suffix in (".ws", ".smooth", ".x_scale") and not bool((tensor > 0).all()):
+        is_divisor = suffix in (".ws", ".smooth", ".x_scale") and bool((tensor <= 0).any())
+        # zero is what others write for a row of zeros
+        if is_divisor or (suffix == ".weight_scale" and bool((tensor < 0).any())):
             raise UserError(
                 f"load_quantized: '{found.name}{suffix}' in {stored.where} must be positive, got "
                 f"{float(tensor.min()):g}; {REMEDY}"

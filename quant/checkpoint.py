@@ -53,6 +53,7 @@ class Origin:
     source_sha256: str
     subfolders: Mapping[str, str]  # branch -> subfolder of the diffusers layout
     configs: Mapping[str, Mapping]  # branch -> its config.json
+    lora: str | None = None  # hash and strength of a LoRA that is merged in
 
 
 def checkpoint_name(target: Format) -> str:
@@ -103,6 +104,7 @@ def save_checkpoint(
         "format": target.name,
         "model_key": origin.model_key,
         "source_sha256": origin.source_sha256,
+        "lora": origin.lora,
         "recipe": None if resolved is None else recipe_to_json(resolved),
     }
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")

@@ -126,7 +126,8 @@ def _plan(
             found, tensors, shapes, scheme, gemm=gemm, device=place, dtype=old.dtype
         )
         for part, linear in built.items():
-            if getattr(linear, "smooth", None) is not None:
+            # a merged LoRA moves the weight away from the pipeline's, as it should
+            if getattr(linear, "smooth", None) is not None and checkpoint.lora is None:
                 check_effective_weight(linear, current[f"{part}.weight"], part, stored.where)
         linears |= built
     rest = _rest(stored, architecture, current, used)

@@ -53,6 +53,7 @@ class StoredCheckpoint:
     resolved: ResolvedRecipe | None
     model_key: str | None
     format: str | None
+    lora: str | None  # what was merged into the weights before they were quantized
 
 
 @contextmanager
@@ -96,6 +97,7 @@ def open_checkpoint(path: str | Path, branches: Mapping[str, str]) -> Iterator[S
             recipe_from_json(recipe) if recipe else None,
             header.get("model_key"),
             header.get("format"),
+            header.get("lora"),
         )
 
 

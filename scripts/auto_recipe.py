@@ -189,7 +189,7 @@ def _per_step(damage: torch.Tensor, calls: tuple[Call, ...], steps: list[int]) -
 def _replacements(
     module: nn.Module, group: Group, scheme: Scheme, stats: ActStats, key: str
 ) -> dict[str, nn.Module]:
-    """Build the group's linears under a scheme; a folded scale rides in a vector, which is equal."""
+    """Build a group's linears under a scheme; a folded scale rides in a vector, which is equal."""
     linears = {target: module.get_submodule(target) for target in group.targets}
     smooth = None
     if scheme.alpha is not None:

@@ -41,6 +41,7 @@ from scripts.stages import peak_rss_bytes
 
 TARGETS = ("smoothquant", "published", "q8_0")
 TABLE = "convert/convert.csv"
+FULL_BLOCKS, FULL_WEIGHTS = 34, 18_558_576_896  # both branches of the real model
 COPY_BYTES = 64 << 20  # pieces of the plain copy
 
 
@@ -134,7 +135,33 @@ def bench(arguments: argparse.Namespace) -> dict:
     keys = ["target", "branches", "blocks"]
     frame = frame.drop_duplicates(keys, keep="last").sort_values(keys)
     write_atomically(table, lambda path: frame.to_csv(path, index=False))
-    return {"table": terse(table), "rows": rows}
+    text = render(frame)
+    page = from_root(arguments.results) / "tables" / "convert.md"
+    write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
+    return {"table": terse(table), "page": terse(page), "rows": rows}
+
+
+def render(frame: pd.DataFrame) -> str:
+    """Tabulate the rows; one with fewer blocks than FULL_BLOCKS is extrapolated and says so."""
+    lines = [
+        "Random weights in the official FP8 layout; two cores; decimal units\n",
+        "| target | weights | seconds | M weights/s | peak memory | file | plain copy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in frame.itertuples():
+        part = "" if row.blocks == FULL_BLOCKS else f", {row.blocks} of {FULL_BLOCKS} blocks"
+        lines.append(
+            f"| {row.target}{part} | {row.weights / 1e9:.2f} G | {row.seconds:.0f} "
+            f"| {row.mweights_per_s:.0f} | {row.peak_rss_bytes / 1e9:.2f} GB "
+            f"| {row.size_bytes / 1e9:.2f} GB | {row.copy_seconds:.0f} s |"
+        )
+        if part:
+            factor = FULL_WEIGHTS / row.weights
+            lines.append(
+                f"| {row.target}, extrapolated by weights | {FULL_WEIGHTS / 1e9:.2f} G "
+                f"| {row.seconds * factor:.0f} | | | {row.size_bytes * factor / 1e9:.2f} GB | |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

@@ -79,23 +79,35 @@ def checkpoint_file(folder: Path, target: Format) -> Path:
     return folder / name if name else folder
 
 
+def _finished_checkpoint(folder: Path, target: Format) -> Path:
+    """Name the file of a folder that is there; folders appear whole, so one that is not was cut."""
+    path = checkpoint_file(folder, target)
+    if not path.exists():
+        raise UserError(
+            f"checkpoint {terse(folder)} must hold {path.name}, got a folder without it; delete it "
+            "and start again"
+        )
+    return path
+
+
 def quantize_model(config: ConvertConfig, model: Model, target: Format) -> Quantized:
     """Make the checkpoint of a format and recipe, calibrating first if needed; keep an old one."""
     start = time.monotonic()
     folder = checkpoint_path(config, model, target)
     described = model_architecture(model)
     if folder.exists():
-        found = read_header(checkpoint_file(folder, target), BRANCHES)
+        found = read_header(_finished_checkpoint(folder, target), BRANCHES)
         return _quantized(folder, target, found.resolved, described, (), start)
     stats = None
     if target.has_recipe and make_recipe(config).needs_stats:
         _, stats = calibrate_model(config, model)
     with open_sources(model.folder, described, BRANCHES) as plain:
-        sources = plain
+        sources, merged = plain, None
         if config.lora is not None:
             shapes = {branch: source.shapes for branch, source in plain.items()}
             lora = read_lora(from_root(config.lora), described, BRANCHES, shapes)
             sources = {b: MergedSource(s, lora, b, config.lora_scale) for b, s in plain.items()}
+            merged = f"{lora.sha256[:12]} x {config.lora_scale:g}"
         resolved = None
         if target.has_recipe:
             resolved = decide(config, model, described, stats, sources)
@@ -106,7 +118,7 @@ def quantize_model(config: ConvertConfig, model: Model, target: Format) -> Quant
                 target,
                 sources,
                 described,
-                Origin(model.key, model.sha256, BRANCHES, model_configs(model)),
+                Origin(model.key, model.sha256, BRANCHES, model_configs(model), merged),
                 resolved,
                 stats,
                 progress=bar.update,
@@ -151,7 +163,7 @@ def find_checkpoint(config: ConvertConfig, model: Model, target: Format) -> Path
     """Return a variant's checkpoint; a missing one is built for models where that is cheap."""
     folder = checkpoint_path(config, model, target)
     if folder.exists():
-        return checkpoint_file(folder, target)
+        return _finished_checkpoint(folder, target)
     if not config.model.build_missing:
         recipe = f" recipe={config.recipe.name}" if target.has_recipe else ""
         raise UserError(

@@ -23,11 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.schema import QuantizeConfig
-from quant.formats.table import get_format
+from eval.provenance import git_state, versions
+from quant.formats.table import Format, get_format
+from quant.model_card import ReleaseCard
+from quant.release import find_licence, write_release
+from quant.release_terms import base_of
 from quant.types import LayerReport
-from scripts.cli import hydra_main, terse
-from scripts.conversion import quantize_model
-from scripts.stages import open_model, peak_rss_bytes
+from scripts.cli import ROOT, from_root, hydra_main, terse
+from scripts.conversion import Quantized, quantize_model
+from scripts.stages import Model, open_model, peak_rss_bytes
 
 
 def layer_table(reports: tuple[LayerReport, ...]) -> Table:
@@ -42,6 +46,34 @@ def layer_table(reports: tuple[LayerReport, ...]) -> Table:
             f"{100 * report.weight_error:.3f}",
         )
     return table
+
+
+def release(config: QuantizeConfig, model: Model, target: Format, quantized: Quantized) -> Path:
+    """Lay a checkpoint out as one would publish it; returns the folder."""
+    base, git = base_of(config.model.name), git_state(ROOT)
+    resolved = quantized.resolved
+    lora = None
+    if config.lora is not None:
+        lora = f"{Path(config.lora).name}, strength {config.lora_scale:g}"
+    label = target.name if resolved is None else f"{target.name}-{resolved.recipe.name}"
+    card = ReleaseCard(
+        name=f"{config.model.name}-{label}",
+        format=target.name,
+        recipe=None if resolved is None else resolved.recipe.name,
+        base=base,
+        source_sha256=model.sha256,
+        quantized=quantized.linears,
+        protected=0 if resolved is None else len(resolved.protected),
+        commit=git["commit"],
+        dirty=bool(git["dirty"]),
+        versions=versions(),
+        lora=lora,
+        evaluation=(),
+        licence_text=find_licence(ROOT if base.repository is None else model.folder),
+    )
+    folder = from_root(config.checkpoints) / "releases" / card.name
+    write_release(folder, quantized.path, card)
+    return folder
 
 
 @hydra_main("quantize")
@@ -64,6 +96,8 @@ def main(config: QuantizeConfig) -> None:
         "seconds": round(quantized.seconds, 2),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+    if config.release:
+        document["release"] = terse(release(config, model, target, quantized))
     print(json.dumps(document))
 
 

@@ -97,11 +97,14 @@ def linears_on_disk(architecture, tensors):
         if not any(name.startswith(f"{stored.name}.") for name in tensors):
             names = {part: (part,) for part in stored.parts}
         for name, parts in names.items():
-            yield parts, {
-                key.removeprefix(name): tensor
-                for key, tensor in tensors.items()
-                if key.startswith(f"{name}.")
-            }
+            yield (
+                parts,
+                {
+                    key.removeprefix(name): tensor
+                    for key, tensor in tensors.items()
+                    if key.startswith(f"{name}.")
+                },
+            )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -214,7 +217,12 @@ def test_kept_linears_load_with_the_scale_they_absorbed(tiny, tiny_stats, tmp_pa
     before, block = plain.transformer.layers[0], pipeline.transformer.layers[0]
     heads = [getattr(block.attention, f"to_{letter}") for letter in "qkv"]
     # v's rows feed the int8 output projection and w3's the int8 w2: both absorb
-    stock = (*heads, block.feed_forward.w1, block.feed_forward.w3, pipeline.transformer.llm_cond_proj)
+    stock = (
+        *heads,
+        block.feed_forward.w1,
+        block.feed_forward.w3,
+        pipeline.transformer.llm_cond_proj,
+    )
     assert all(type(linear) is nn.Linear for linear in stock)
     assert torch.equal(torch.cat([head.weight for head in heads]), stored[f"{QKV}.weight"])
     assert torch.equal(heads[0].weight, before.attention.to_q.weight)

@@ -105,7 +105,9 @@ def test_refuses_a_file_without_one_branch(tmp_path, w8a8, only):
     path = tmp_path / "half.safetensors"
     tensors = {n: t for n, t in load_file(w8a8).items() if n.startswith(f"{only}.")}
     save_file(tensors, path)
-    with pytest.raises(UserError, match=f"got no tensor of {other} .first name in the file: '{only}"):
+    with pytest.raises(
+        UserError, match=f"got no tensor of {other} .first name in the file: '{only}"
+    ):
         read_header(path, BRANCHES)
 
 

@@ -92,7 +92,8 @@ def test_a_missing_checkpoint_that_is_not_cheap(place, run_here, one_sentence, s
     first = [CAPTION] if script == "generate" else []
     options = place.evaluation if script == "evaluate" else [*place.common, "steps=2"]
     change = ["model.build_missing=false", "variant=int8"]
-    pattern = r"is missing; make it with python scripts/quantize.py model=mini format=w8a8 recipe=smoothquant"
+    command = "python scripts/quantize.py model=mini format=w8a8 recipe=smoothquant"
+    pattern = f"is missing; make it with {command}"
     one_sentence(run_here(script, *first, *options, *change), script, pattern)
     assert not place.checkpoints.exists()
     assert not place.out.exists()

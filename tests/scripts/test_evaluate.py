@@ -200,6 +200,36 @@ def test_recipes_give_quantized_runs_their_names(drawn, tmp_path):
     assert keys[0].recipe == "naive"
 
 
+def test_every_format_is_evaluated_in_one_run(place, run_here):
+    """One command, seven rows: each in the ledger, with its own pictures and checkpoint."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("gguf")
+    names = ("bf16", "fp8", "nf4", "int8", "fused_int8", "q8_0", "q4_k")
+    options = [*place.evaluation, "scorers=[ocr_ned,psnr,latent_error]"]
+    ended = run_here("evaluate", "-m", *options, f"variant={','.join(names)}")
+    assert ended.code == 0, ended.stderr
+    documents = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert [document["variant"] for document in documents] == list(names)
+    rows = pd.read_csv(place.results / "scores.csv")
+    assert set(rows["variant"]) == set(names)
+    assert rows.groupby("variant")["run_id"].nunique().to_dict() == dict.fromkeys(names, 1)
+    recipes = rows.groupby("variant")["recipe"].unique().map(list).to_dict()
+    int8 = ("int8", "fused_int8")
+    assert recipes == {n: ["smoothquant"] if n in int8 else ["none"] for n in names}
+    for name in names:
+        own = rows[rows["variant"] == name]
+        scorers = {"ocr_ned"} if name == "bf16" else {"ocr_ned", "psnr", "latent_error"}
+        assert own.groupby("scorer")["prompt_id"].nunique().to_dict() == dict.fromkeys(scorers, 4)
+    # int8 and fused_int8 read one checkpoint
+    folders = [path for path in place.checkpoints.iterdir() if path.is_dir()]
+    labels = sorted(path.name.rpartition("-")[0] for path in folders)
+    assert labels == ["fp8", "nf4", "q4_k", "q8_0", "smoothquant"]
+    errors = {d["variant"]: d["scores"]["latent_error"]["mean"] for d in documents[1:]}
+    # 8 bits and a scale for every 32 weights; 4 bits for every 64; the rest lies between
+    assert 0 < errors["q8_0"] == min(errors.values())
+    assert max(errors.values()) == errors["nf4"] < 0.5
+
+
 def test_started_again_nothing_is_drawn_or_rewritten(drawn, run_here, monkeypatch):
     def state():
         files = [p for p in drawn.place.folder.rglob("*") if p.is_file() and p.suffix != ".lock"]

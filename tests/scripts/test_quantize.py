@@ -18,7 +18,7 @@ KEYS = {
 }  # fmt: skip
 # qkv, o, w1, w2, w3 of two blocks and the text projection, in two branches
 STORED, HALF_OF_DOWN = 2 * (2 * 5 + 1), 2 * 1
-# what becomes of the eight others (adaLN of two blocks, six outside) only `published` decides
+# adaLN of two blocks and six outside, which only the recipe `published` quantizes
 REST = 2 * (2 + 6)
 
 
@@ -50,9 +50,10 @@ def test_quantize_writes_a_checkpoint_and_finds_it_again(place, run_script, run_
     assert checkpoint.stat().st_size == document["bytes"]
     recipe = json.loads((checkpoint.parent / "recipe.json").read_text())
     assert len(recipe["protected"]) == HALF_OF_DOWN
-    # the table: every stored linear once, with the protected ones marked
+    # the table: every stored linear once, with the kept ones marked
     assert first.stdout.count("feed_forward.w2") == 4
-    assert first.stdout.count(" yes ") == HALF_OF_DOWN
+    assert first.stdout.count("conditional ") == STORED + REST
+    assert first.stdout.count(" yes ") == HALF_OF_DOWN + REST
 
     before = state_of(place.folder)
     monkeypatch.setattr(stages, "load_pipeline", no_model)
@@ -141,8 +142,10 @@ def test_a_folder_that_lost_its_file_is_one_sentence(place, run_here, one_senten
     """Checkpoints appear whole; one that is not was damaged, and nobody guesses by whom."""
     checkpoint = Path(run_here("quantize", *place.common).document["checkpoint"])
     checkpoint.unlink()
-    pattern = f"{checkpoint}.*must|{checkpoint}.*does not exist|no such file"
+    pattern = f"{checkpoint.parent} must hold model.safetensors, got .* delete it and start again"
     one_sentence(run_here("quantize", *place.common), "quantize", pattern)
+    drawn = run_here("evaluate", *place.evaluation, "variant=int8")
+    one_sentence(drawn, "evaluate", pattern)
 
 
 @pytest.mark.parametrize(
