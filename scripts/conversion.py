@@ -107,7 +107,7 @@ def quantize_model(config: ConvertConfig, model: Model, target: Format) -> Quant
             shapes = {branch: source.shapes for branch, source in plain.items()}
             lora = read_lora(from_root(config.lora), described, BRANCHES, shapes)
             sources = {b: MergedSource(s, lora, b, config.lora_scale) for b, s in plain.items()}
-            merged = f"{lora.sha256[:12]} x {config.lora_scale:g}"
+            merged = f"{sha256_file(from_root(config.lora))[:12]} x {config.lora_scale:g}"
         resolved = None
         if target.has_recipe:
             resolved = decide(config, model, described, stats, sources)

@@ -1,4 +1,4 @@
-"""FLUX through the same functions as Ideogram 4: its table in models/flux.py is all that differs."""
+"""FLUX through the functions that quantize Ideogram 4: only the table in models/flux.py differs."""
 
 from types import SimpleNamespace
 
@@ -138,8 +138,9 @@ def test_int8_stays_near_the_unquantized(save, name, gemm):
     for linear in DESCRIBED.linears:
         module = pipeline.transformer.get_submodule(linear)
         assert type(module) is (Int8Linear if linear in int8 else torch.nn.Linear), linear
-    # measured 0.4 to 0.9 %; 0 would mean that nothing was swapped, a wrong scale gives 30 % up
-    assert 1e-3 < relative_error(pipeline) < 3e-2
+    # measured 0.13 to 0.18 %, and 1.05 % for `published`, whose time embedding moves every block;
+    # a scale of the wrong row gives 0.3 %, a smoothing vector or rotation left out 16 % and more
+    assert 6e-4 < relative_error(pipeline) < (2e-2 if name == "published" else 2.6e-3)
 
 
 def test_nothing_folds_so_the_scales_ride_in_vectors(save):
@@ -185,9 +186,8 @@ def test_every_weight_is_rotated_by_the_group_that_fits(save):
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    # a few times what was measured either way: see the table in the README for what it does to a
-    # picture; this model has random weights
-    [("fp8", 3e-3, 0.1), ("nf4", 1e-2, 0.4), ("q8_0", 5e-4, 3e-2)],
+    # measured 0.44 %, 10 % and 0.39 %, with room of two times either way
+    [("fp8", 2e-3, 9e-3), ("nf4", 5e-2, 0.2), ("q8_0", 2e-3, 8e-3)],
 )
 def test_weight_only_formats_too(save, name, low, high):
     path, _ = save(name)

@@ -148,9 +148,7 @@ def test_a_cut_off_official_file_is_one_sentence(published, tmp_path, name):
         load(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "suffix"), [("fp8", ".weight_scale"), ("nf4", ".weight.absmax")]
-)
+@pytest.mark.parametrize(("name", "suffix"), [("fp8", ".weight_scale"), ("nf4", ".weight.absmax")])
 def test_an_official_file_without_a_scale_is_one_sentence(published, tmp_path, name, suffix):
     folder = shutil.copytree(published(name), tmp_path / "lacking")
     path = folder / "unconditional_transformer" / WEIGHTS["transformer"]

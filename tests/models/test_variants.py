@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from kernels.backend import backend_name
+from models import variants
 from models.ideogram4 import BRANCHES, architecture, branch_modules
+from models.pipeline import load_pipeline
 from models.variants import Variant, build_variant
 from quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from quant.errors import UserError
@@ -142,6 +144,20 @@ def test_bf16_files_hold_the_weights_rounded_once(build, toy):
     for branch, module in branch_modules(pipeline).items():
         for name, value in getattr(toy, BRANCHES[branch]).state_dict().items():
             assert torch.equal(module.state_dict()[name], value.bfloat16().float()), name
+
+
+def test_a_quantized_variant_reads_no_unquantized_branch(build, monkeypatch):
+    """So the model's own weights never take memory beside the checkpoint's."""
+    given = []
+
+    def recorded(*args, **kwargs):
+        given.append(kwargs["branches"])
+        return load_pipeline(*args, **kwargs)
+
+    monkeypatch.setattr(variants, "load_pipeline", recorded)
+    for variant in (Variant("fp8", "fp8"), Variant("bf16", "source")):
+        build(variant)
+    assert given == [False, True]
 
 
 def test_a_checkpoint_of_another_model_is_refused(build):

@@ -106,12 +106,15 @@ def test_ties_go_to_the_first(tiny, tiny_stats):
         } == {grid[0]}
 
 
-def test_kept_groups_and_the_given_recipe_stay(tiny, tiny_stats):
+def test_kept_groups_those_without_statistics_and_the_given_recipe_stay(tiny, tiny_stats):
     sources = tiny.make_sources()
-    resolved = resolve(tiny, tiny_stats, sources, quantize_text=False)
+    resolved = resolve(tiny, tiny_stats, sources, quantize_text=False, quantize_rest=True)
     before = dict(resolved.schemes)
     found = search_alphas(resolved, tiny.architecture, tiny_stats, sources)
     assert found.schemes["conditional/llm_cond_proj"].kind == "keep"
+    rest = "conditional/layers.0.adaln_modulation"
+    assert found.schemes[rest] == before[rest]
+    assert before[rest].is_int8
     assert resolved.schemes == before
     assert resolved.reasons == {}
     assert found.recipe == resolved.recipe

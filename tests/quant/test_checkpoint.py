@@ -68,7 +68,7 @@ def test_a_file_alone_says_what_it_is(tiny, tiny_stats, tmp_path, format):
         opened = GgufFile if name.endswith(".gguf") else SafetensorsFile
         with opened(folder / name) as file:
             header = json.loads(file.metadata["dit8"])
-        assert header.keys() == KEYS
+        assert KEYS <= header.keys()
         assert header["format"] == format
         assert header["model_key"] == "tiny"
         assert (header["recipe"] is None) == (not FORMATS[format].has_recipe)

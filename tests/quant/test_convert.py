@@ -107,9 +107,7 @@ def test_streamed_folding_equals_folding_a_state_dict(tiny, tiny_stats):
         assert torch.equal(got[f"{name}.ws"], row_scales)
     value = "layers.0.attention.to_v.weight"
     assert not torch.equal(folded[value], tensors[value])
-    assert torch.equal(
-        got["layers.0.attention.qkv.wq"][256:], quantize_weight(folded[value])[0]
-    )
+    assert torch.equal(got["layers.0.attention.qkv.wq"][256:], quantize_weight(folded[value])[0])
     for group in groups:
         if group.source_kind == "norm":
             assert torch.equal(got[f"{group.source}.weight"], folded[f"{group.source}.weight"])
@@ -119,9 +117,7 @@ def test_kept_linear_divides_its_rows_for_what_it_feeds(tiny, tiny_stats):
     """w1 and w3 stay in bf16, but w3's rows absorb the scale of the smoothed w2."""
     tensors = {name: t.bfloat16() for name, t in tiny.make_branch(0).state_dict().items()}
     got, reports = convert(tiny, tiny_stats, tensors, keep=(f"{BRANCH}.{W1}",))
-    rows = snap_power_of_two(
-        true_scale(tiny_stats, tensors, "layers.0.feed_forward.w2", (W2,))
-    )
+    rows = snap_power_of_two(true_scale(tiny_stats, tensors, "layers.0.feed_forward.w2", (W2,)))
     assert torch.equal(got[f"{W1}.weight"], tensors[f"{W1}.weight"])
     assert torch.equal(got[f"{W3}.weight"], (tensors[f"{W3}.weight"] / rows[:, None]).bfloat16())
     assert not torch.equal(got[f"{W3}.weight"], tensors[f"{W3}.weight"])

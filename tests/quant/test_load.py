@@ -15,27 +15,27 @@ from quant.weight_only import WeightOnlyLinear
 BRANCHES = {"conditional": "transformer", "unconditional": "unconditional_transformer"}
 QKV = "layers.0.attention.qkv"
 PLAIN = {"alpha": None, "protect": 0}
-# case -> format, recipe, and the largest relative error of the output. Weights are uniform in
-# their rows here, so that a step of b bits is max / 2^(b-1) and moves a weight by
-# sqrt(3) / sqrt(12) / 2^(b-1) of its size: 0.4 % for 8 bits, 6 % for the 4 bits of Q4_K, about as
-# much for NF4. FP8 has 3 mantissa bits: at most 1/16, 2.6 % on average. The activation adds 1 %
-# in W8A8, and both layers' errors add up; the text and the residual carry part of the output
-# past every linear.
+# case -> format, recipe, and the largest relative error of the output. A step of 8 bits is 1/127
+# of the largest value of its row, which moves a weight by 0.4 % and an activation by 0.7 %. The
+# residual, adaLN and input carry most of the output past these linears, so 0.2 to 0.5 % arrive, in
+# bf16 with 0.4 % of its own rounding; the bounds are about twice that. One scale for all rows is
+# coarser, and in "everything" and NF4 the linears nothing runs past are quantized too. FP8 moves
+# a weight by 2.6 %, NF4 by 8 %, Q4_K by 6 %, but only the down-projections, see below.
 CASES = {
-    "folded": ("w8a8", {}, 0.05),
-    "explicit": ("w8a8", {"smoothing_carrier": "explicit"}, 0.05),
-    "naive": ("w8a8", PLAIN, 0.05),
-    "rotated": ("w8a8", {"rotation": 256, **PLAIN}, 0.05),
-    "per_tensor": ("w8a8", {"activation_scale": "tensor", **PLAIN}, 0.05),
-    "everything": ("w8a8", {"quantize_rest": True}, 0.05),
-    "comfy": ("comfy", PLAIN, 0.05),
-    "comfy_folded": ("comfy", {}, 0.05),
-    "comfy_rotated": ("comfy", {"rotation": 64, **PLAIN}, 0.05),
-    "fp8": ("fp8", {}, 0.06),
-    "nf4": ("nf4", {}, 0.25),
-    "q8_0": ("q8_0", {}, 0.03),
-    "q4_k": ("q4_k", {}, 0.15),
-    "bf16": ("bf16", {}, 0.02),
+    "folded": ("w8a8", {}, 0.01),
+    "explicit": ("w8a8", {"smoothing_carrier": "explicit"}, 0.01),
+    "naive": ("w8a8", PLAIN, 0.01),
+    "rotated": ("w8a8", {"rotation": 256, **PLAIN}, 0.01),
+    "per_tensor": ("w8a8", {"activation_scale": "tensor", **PLAIN}, 0.015),
+    "everything": ("w8a8", {"quantize_rest": True}, 0.02),
+    "comfy": ("comfy", PLAIN, 0.01),
+    "comfy_folded": ("comfy", {}, 0.01),
+    "comfy_rotated": ("comfy", {"rotation": 64, **PLAIN}, 0.01),
+    "fp8": ("fp8", {}, 0.016),
+    "nf4": ("nf4", {}, 0.16),
+    "q8_0": ("q8_0", {}, 0.012),
+    "q4_k": ("q4_k", {}, 0.015),
+    "bf16": ("bf16", {}, 0.005),
 }
 PACKAGES = {"nf4": "bitsandbytes", "q8_0": "gguf", "q4_k": "gguf"}
 
@@ -148,7 +148,7 @@ def test_modules_hold_what_is_in_the_file_bit_for_bit(tiny, save, case):
             else:
                 assert own.keys() == {".weight"}
                 assert torch.equal(torch.cat([m.weight for m in modules]), own[".weight"].float())
-        names = {f"{name}.{kind}" for name in tiny.architecture.linears for kind in ("weight",)}
+        names = {f"{name}.weight" for name in tiny.architecture.linears}
         for name, parameter in module.named_parameters():
             if name not in names and not name.endswith(".bias"):
                 assert torch.equal(parameter, tensors[branch][name].float())

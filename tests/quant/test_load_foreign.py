@@ -139,8 +139,8 @@ def test_official_fp8(tiny, tmp_path, layout, container, is_empty):
         assert torch.equal(linear.tensors[".weight"].float(), own[name].float())
         assert torch.equal(linear.tensors[".weight_scale"], own[f"{name}_scale"])
     assert type(pipeline.transformer.layers[0].adaln_modulation) is nn.Linear
-    # three bits of mantissa: at most 1/16 a weight, 2.6 % on average
-    check_near(tiny, pipeline, 0.06)
+    # three bits of mantissa move a weight by 2.6 %; the residual carries two thirds past that
+    check_near(tiny, pipeline, 0.016)
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
@@ -160,8 +160,8 @@ def test_published_w8a8_with_smooth_as_the_divisor(tiny, tmp_path, is_empty):
     assert torch.equal(to_k.wq, own["layers.1.attention.qkv.wq"][128:256])
     assert torch.equal(to_k.ws, own["layers.1.attention.qkv.ws"][128:256])
     assert torch.equal(to_k.smooth, own["layers.1.attention.qkv.smooth"])
-    # 1 % from the activation and as much from the weight, twice in a row
-    check_near(tiny, pipeline, 0.05)
+    # 1 % from the activation, as much from the weight and from bf16; half of it reaches the output
+    check_near(tiny, pipeline, 0.015)
 
 
 def test_inverted_smooth_is_refused(tiny, tmp_path):
@@ -224,7 +224,7 @@ def test_nf4_of_bitsandbytes_itself(tiny, tmp_path):
     )
     # 208 text features are no whole blocks of 64
     assert type(pipeline.transformer.llm_cond_proj) is nn.Linear
-    check_near(tiny, pipeline, 0.25)  # 4 bits: about 8 % a weight
+    check_near(tiny, pipeline, 0.1)  # 4 bits move a weight by 8 %, and the residual helps
 
 
 @pytest.mark.parametrize("rest", ["F32", "F16"])
@@ -261,7 +261,7 @@ def test_gguf_of_the_package_gguf(tiny, tmp_path, dtype, rest):
     for a, b in zip(
         outputs(tiny, pipeline), outputs(tiny, tiny.make_pipeline(torch.bfloat16)), strict=True
     ):
-        assert (a.float() - b.float()).norm() / b.float().norm() < 0.03
+        assert (a.float() - b.float()).norm() / b.float().norm() < 0.015
 
 
 def test_an_unquantized_file_loads_as_it_is(tiny, tmp_path):

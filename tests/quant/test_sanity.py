@@ -46,6 +46,14 @@ def test_the_factor_is_refused_with_both_distances(outlier):
         check_effective_weight(wrong, weight, "layers.0", "a (b)")
 
 
+def test_a_factor_close_to_one_is_refused_with_the_weight_at_hand():
+    """Read the wrong way it moves the weight by 20 to 50 %, as large outliers do read rightly."""
+    weight, _ = make()
+    scale = torch.linspace(0.8, 1.2, K)
+    with pytest.raises(UserError, match=r"difference of 0.[2-4]\d .the opp.*; invert the vectors$"):
+        check_effective_weight(linear(weight, scale, stored_inverse=True), weight, "x", "file")
+
+
 def test_another_weight_is_refused():
     weight, scale = make(30.0)
     other, _ = make(30.0, seed=1)

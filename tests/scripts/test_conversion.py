@@ -1,4 +1,4 @@
-"""scripts/conversion.py through scripts/quantize.py: every format and recipe, and what is refused."""
+"""scripts/conversion.py as scripts/quantize.py calls it: formats, recipes, LoRA, refusals."""
 
 import json
 import shutil
@@ -219,9 +219,10 @@ def test_a_lora_is_merged_before_quantizing(place, run_here, lora_file, name):
     source = load_file(place.model / "transformer/diffusion_pytorch_model.safetensors")
     factors = load_file(lora_file)
     weight = source["layers.0.feed_forward.w1.weight"].float()
-    update = factors[next(k for k in factors if "lora_B" in k)] @ factors[
-        next(k for k in factors if "lora_A" in k)
-    ]
+    update = (
+        factors[next(k for k in factors if "lora_B" in k)]
+        @ factors[next(k for k in factors if "lora_A" in k)]
+    )
     for made, scale in ((merged, 1.0), (half, 0.5), (plain, 0.0)):
         decoded = made[f"{stem}{own[0]}"].float() * made[f"{stem}{own[1]}"].float()[:, None]
         exact = weight + scale * update

@@ -225,9 +225,10 @@ def test_every_format_is_evaluated_in_one_run(place, run_here):
     labels = sorted(path.name.rpartition("-")[0] for path in folders)
     assert labels == ["fp8", "nf4", "q4_k", "q8_0", "smoothquant"]
     errors = {d["variant"]: d["scores"]["latent_error"]["mean"] for d in documents[1:]}
-    # 8 bits and a scale for every 32 weights; 4 bits for every 64; the rest lies between
-    assert 0 < errors["q8_0"] == min(errors.values())
-    assert max(errors.values()) == errors["nf4"] < 0.5
+    # steps of 1/127 of a block's largest weight, of 1/16 of each weight's own size, and 16 levels;
+    # measured 0.7 %, 1.8 % and 14 %
+    assert 0 < errors["q8_0"] < errors["fp8"] < errors["nf4"] < 0.5
+    assert errors["nf4"] == max(errors.values())
 
 
 def test_started_again_nothing_is_drawn_or_rewritten(drawn, run_here, monkeypatch):
