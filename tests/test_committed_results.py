@@ -10,7 +10,7 @@ from eval.accuracy import text_accuracy
 from eval.ledger import SCORES, read_table
 from eval.records import Prompt
 from quant.errors import UserError
-from scripts import ablation, describe_mini, fill_readme, ladder
+from scripts import ablation, bench_convert, describe_mini, fill_readme, ladder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,7 +22,7 @@ def test_the_card_is_what_the_measurements_say():
 def test_the_readme_holds_the_committed_tables():
     text = (ROOT / "README.md").read_text()
     assert fill_readme.fill(text) == text
-    assert text.count("<!-- table: ") == 2 and "| fused_int8 |" in text
+    assert text.count("<!-- table: ") == 3 and "| fused_int8 |" in text
 
 
 def test_a_readme_table_that_is_missing_is_named():
@@ -51,6 +51,13 @@ def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
         assert committed.exists() == measured
         made = (tmp_path / "tables" / name).read_text()
         assert made == (committed.read_text() if measured else made)
+
+
+def test_the_conversion_page_is_what_its_rows_say():
+    rows = pd.read_csv(ROOT / "results" / "convert" / "convert.csv")
+    page = (ROOT / "results" / "tables" / "convert.md").read_text()
+    assert bench_convert.render(rows) == page
+    assert len(rows) == 4 and set(rows["cores"]) == {2}
 
 
 def test_every_run_in_the_ledger_has_its_record():

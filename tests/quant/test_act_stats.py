@@ -52,10 +52,10 @@ def test_statistics_survive_the_file(tmp_path):
 
 def test_refuses_what_is_no_statistics_file(tmp_path):
     path = tmp_path / "s.safetensors"
-    with pytest.raises(UserError, match="no activation statistics 1 file.*scripts/calibrate.py"):
+    with pytest.raises(UserError, match="no activation statistics 2 file.*scripts/calibrate.py"):
         load_stats(path)
     write_tensors(path, {}, "activation statistics 99", {})
-    with pytest.raises(UserError, match="kind 'activation statistics 1', got .*99'; make it anew"):
+    with pytest.raises(UserError, match="kind 'activation statistics 2', got .*99'; make it anew"):
         load_stats(path)
 
 

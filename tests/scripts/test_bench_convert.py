@@ -58,7 +58,7 @@ def convert(synthetic, target: str, out: Path) -> dict:
 
 
 def linear_bytes(config: dict, blocks: int, per_weight: float, per_row: float, kept: int) -> float:
-    """Add up both branches: block linears and text projection quantized, `kept` w2 and rest bf16."""
+    """Add up both branches: block linears and text projection int8, `kept` w2 and the rest bf16."""
     hidden, ffn, adaln, text = 4608, 12288, 512, 53248
     block = 4 * hidden * hidden + 3 * hidden * ffn
     rows = 6 * hidden + 2 * ffn - hidden  # q, k, v, o, w2 have 4608 each, w1 and w3 12288
