@@ -100,16 +100,19 @@ def hardware() -> dict[str, Any]:
 def git_state(repo: Path | str) -> dict[str, Any]:
     """Return {"commit", "dirty"} of the checkout whose root is `repo`.
 
-    Outside a checkout or without git both are None, and commit is None before the first commit;
-    then commit is what the variable DIT8_COMMIT says, for a copy of the tree on another machine.
+    Outside a checkout or without git both are None, and commit is None before the first commit.
+    Where the variable DIT8_COMMIT is set, commit is what it says and dirty is None: for a copy of
+    the tree on another machine, whose own git state may be old.
     Files that git ignores do not make a checkout dirty; untracked ones do.
     """
+    if told := os.environ.get("DIT8_COMMIT"):
+        return {"commit": told, "dirty": None}
     repo = Path(repo)
     top = _git(repo, "rev-parse", "--show-toplevel")
     # a plain folder inside some other checkout must not borrow its commit
     if top is None or Path(top).resolve() != repo.resolve():
-        return {"commit": os.environ.get("DIT8_COMMIT"), "dirty": None}
-    commit = _git(repo, "rev-parse", "--verify", "--quiet", "HEAD") or os.environ.get("DIT8_COMMIT")
+        return {"commit": None, "dirty": None}
+    commit = _git(repo, "rev-parse", "--verify", "--quiet", "HEAD")
     return {"commit": commit, "dirty": bool(_git(repo, "status", "--porcelain"))}
 
 

@@ -109,3 +109,10 @@ def test_the_description_is_strict_json(tmp_path):
     found = describe(tmp_path)
     assert set(found) == {"versions", "hardware", "git"}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_copy_is_what_the_variable_says_even_inside_an_old_checkout(tmp_path, monkeypatch):
+    git(tmp_path, "init", "-q")
+    monkeypatch.setenv("DIT8_COMMIT", "abc123")
+    assert git_state(tmp_path) == {"commit": "abc123", "dirty": None}
+    assert git_state(tmp_path / "none") == {"commit": "abc123", "dirty": None}
