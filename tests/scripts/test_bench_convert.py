@@ -59,14 +59,15 @@ def convert(synthetic, target: str, out: Path) -> dict:
 
 def linear_bytes(config: dict, blocks: int, per_weight: float, per_row: float, kept: int) -> float:
     """Add up both branches: block linears and text projection int8, `kept` w2 and the rest bf16."""
-    hidden, ffn, adaln, text = 4608, 12288, 512, 53248
+    hidden, ffn, adaln, text, latent = 4608, 12288, 512, 53248, 128
     block = 4 * hidden * hidden + 3 * hidden * ffn
-    rows = 6 * hidden + 2 * ffn - hidden  # q, k, v, o, w2 have 4608 each, w1 and w3 12288
+    rows = 5 * hidden + 2 * ffn  # q, k, v, o, w2 have 4608 each, w1 and w3 12288
     assert architecture_of(config).down_projections[-1] == f"layers.{blocks - 1}.feed_forward.w2"
     quantized = blocks * block + hidden * text - kept * hidden * ffn
     all_rows = blocks * rows + hidden - kept * hidden
     bf16 = 2 * (kept * hidden * ffn + blocks * (adaln + 1) * 4 * hidden)
-    outside = 2 * (2 * hidden * hidden + 3 * adaln * hidden)
+    # time embedding; adaln_proj and the final adaLN; input and output projection
+    outside = 2 * 2 * (hidden * hidden + adaln * hidden + latent * hidden)
     return 2 * (quantized * per_weight + all_rows * per_row + bf16 + outside)
 
 
