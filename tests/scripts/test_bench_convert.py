@@ -84,7 +84,9 @@ def test_w8a8_streams_in_little_memory_and_loads_once(synthetic, tmp_path):
 
     loaded = run("-c", LOAD, str(ROOT), str(tmp_path / "w8a8" / "model.safetensors"))
     assert loaded["held"] == pytest.approx(row["size_bytes"], rel=1e-2)
-    assert loaded["grown"] <= 1.10 * loaded["held"]
+    # What comes on top does not grow with the blocks: the largest linear once more (0.25 GB) and
+    # memory that the allocator keeps. It is 1.7 % of the real 21.2 GB; a second copy would be 1.9.
+    assert loaded["grown"] - loaded["held"] <= 0.35e9
 
 
 @pytest.mark.slow
