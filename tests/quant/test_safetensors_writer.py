@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import signal
 import stat
 import zlib
 
@@ -153,7 +152,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
 
     def interrupted(fd, view, offset):
         pwrite(fd, view[:2], offset)
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "pwrite", interrupted)
     with pytest.raises(KeyboardInterrupt):
