@@ -1,5 +1,5 @@
 # Every target sets up what it needs on a machine that has Python 3.11-3.13 and make.
-# The environment is .venv; it is made once (about a minute, 2.6 GB on disk).
+# The environment is .venv; it is made once (about a minute, 2.9 GB on disk).
 
 PYTHON ?= python3
 # More words for the one pip call that installs torch, such as another index with a CPU build:
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	Python 3.11, 3.12 or 3.13 is needed; name one with 'make PYTHON=python3.11 ...'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	"make: Python 3.11, 3.12 or 3.13 is needed, got %d.%d from $(PYTHON); name another with \"make PYTHON=python3.11 ...\"" % v)'
-	@echo "installing into $(VENV) (once; about 2.6 GB on disk) ..."
+	@echo "installing into $(VENV) (once; about 2.9 GB on disk) ..."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@# torch first and alone: asked for by another package, pip may choose a newer release with
 	@# gigabytes of CUDA libraries; once it is there, the constraint keeps it.
