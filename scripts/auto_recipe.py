@@ -109,7 +109,7 @@ def _schemes(recipe: Recipe, group: Group, source: BranchSource) -> dict[str, Sc
 
 
 def _weights(sampler: Sampler, steps: list[int]) -> dict[str, torch.Tensor]:
-    """Weigh the bins by guidance; the pipeline's sigmas are not evenly spaced, but nearly."""
+    """Weigh the bins by guidance, all steps as equally long, which the sampler's are not."""
     schedule = sampler.guidance_schedule
     conditional, unconditional = guidance_weights([schedule[s] for s in steps], [1.0] * len(steps))
     return dict(zip(BRANCHES, (conditional, unconditional), strict=True))
