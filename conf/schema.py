@@ -85,7 +85,9 @@ class HardwareConfig:
     name: str = MISSING
     device: str = MISSING  # auto, cpu or cuda
     batch: int = 1
-    staged: bool = False  # calibrate: text encoder and branches visit the device one at a time
+    # text encoder, branches and VAE visit the device when they are needed; engine=stock, when it
+    # draws, has them there all the time
+    staged: bool = False
 
 
 @dataclass
@@ -134,7 +136,7 @@ class DrawConfig(ConvertConfig):
 
     variant: VariantConfig = MISSING
     sampler: SamplerConfig = MISSING
-    engine: str = "stock"
+    engine: str = "stock"  # the pipeline's own forward, or dit8: models/engine.py
     dtype: str = "float32"  # compute dtype of the two branches
     steps: int | None = None  # instead of the sampler's
     guidance: float | None = None  # instead of the model's, at every step

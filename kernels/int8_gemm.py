@@ -11,6 +11,10 @@ again as bf16 (2MN). Scaling it in registers leaves only the last: 8MN bytes sav
 w1 of one Ideogram 4 block (M 4396, N 12288), 0.46 ms at the 936 GB/s of an RTX 3090 beside the
 1.75 ms that the product itself takes at 284 TOPS.
 
+An epilogue may go on, all in fp32 before the one rounding: `residual + gate * y` for a block whose
+output is added to its input, and silu(y1) * y3 for the two up-projections of a SwiGLU, computed as
+one product: the 2 x 2MN bytes of y1 and y3 are then never written (432 MB at M 4396, N 12288).
+
 Overflow: codes lie in [-127, 127], so |sum| <= 127^2 K fits int32 while K <= 133,144. The largest
 K here is 53,248 (`llm_cond_proj`).
 """
@@ -105,17 +109,35 @@ def int8_gemm_reference(
     w_scale: torch.Tensor,  # (N,) float32
     bias: torch.Tensor | None,  # (N,)
     out_dtype: torch.dtype,
+    gate: torch.Tensor | None = None,  # (N,)
+    residual: torch.Tensor | None = None,  # (M, N)
 ) -> torch.Tensor:  # (M, N) out_dtype
     """Compute the equation above in plain torch: exact int32 sum, fp32 epilogue, one cast.
 
-    Scales are applied row first, then column, then bias, in the order of the Triton kernel. In
-    place: 0.08 ms against 0.49 ms for (400, 768) when every step allocates.
+    Scales are applied row first, then column, then bias, gate and residual, in the order of the
+    kernels. In place: 0.08 ms against 0.49 ms for (400, 768) when every step allocates.
     """
     y = accumulate(x, w).to(torch.float32)
     y.mul_(x_scale[:, None]).mul_(w_scale)
     if bias is not None:
         y.add_(bias)
+    if gate is not None:
+        y.mul_(gate)
+    if residual is not None:
+        y.add_(residual)
     return y.to(out_dtype)
+
+
+def int8_gemm_swiglu_reference(
+    x: torch.Tensor,  # (M, K) int8
+    x_scale: torch.Tensor,  # (M,) float32
+    w: torch.Tensor,  # (2N, K) int8, [w1; w3]
+    w_scale: torch.Tensor,  # (2N,) float32
+    out_dtype: torch.dtype,
+) -> torch.Tensor:  # (M, N) out_dtype
+    """Compute silu(y1) * y3 in plain torch: exact int32 sums, all else fp32, one cast."""
+    y1, y3 = int8_gemm_reference(x, x_scale, w, w_scale, None, torch.float32).chunk(2, dim=1)
+    return (torch.nn.functional.silu(y1) * y3).to(out_dtype)
 
 
 def _describe(tensor: torch.Tensor) -> str:
@@ -123,57 +145,88 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _check(x, x_scale, w, w_scale, bias, out_dtype) -> None:
-    """Raise ValueError on the first argument that breaks the signature of `int8_gemm`."""
+def _check(op, x, x_scale, w, w_scale, bias, out_dtype, gate=None, residual=None) -> None:
+    """Raise ValueError on the first argument that breaks the signature of an op."""
     if x.dtype != torch.int8 or x.ndim == 0:
         raise ValueError(
-            f"int8_gemm: x must be (..., K) int8, got {_describe(x)}; "
+            f"{op}: x must be (..., K) int8, got {_describe(x)}; "
             "quantize with kernels.quant_rows.quant_rows"
         )
     k = x.shape[-1]
     if not 1 <= k <= K_MAX:
         raise ValueError(
-            f"int8_gemm: K must be in 1..{K_MAX}, beyond which int32 sums can overflow, got {k}; "
+            f"{op}: K must be in 1..{K_MAX}, beyond which int32 sums can overflow, got {k}; "
             "split K and add the parts"
         )
     if w.dtype != torch.int8 or w.ndim != 2 or w.shape[1] != k:
         raise ValueError(
-            f"int8_gemm: weight must be (N, K) int8 with K={k}, got {_describe(w)}; "
+            f"{op}: weight must be (N, K) int8 with K={k}, got {_describe(w)}; "
             "quantize with quant.int8.quantize_weight"
         )
     if not w.is_contiguous():
         # A copy per call would move the whole weight each time; once at load is free.
         raise ValueError(
-            f"int8_gemm: weight must be row-major, got strides {tuple(w.stride())} for shape "
+            f"{op}: weight must be row-major, got strides {tuple(w.stride())} for shape "
             f"{tuple(w.shape)}; call .contiguous() once where it is loaded"
         )
     rows, n = x.shape[:-1], w.shape[0]
     if x_scale.dtype != torch.float32 or x_scale.shape not in (rows, (*rows, 1)):
         raise ValueError(
-            f"int8_gemm: x_scale must be float32 with one value per row, {tuple(rows)} or "
+            f"{op}: x_scale must be float32 with one value per row, {tuple(rows)} or "
             f"{(*rows, 1)}, got {_describe(x_scale)}; use the scales that quant_rows returned"
         )
     if w_scale.dtype != torch.float32 or w_scale.shape != (n,):
         raise ValueError(
-            f"int8_gemm: w_scale must be (N,) float32 with N={n}, got {_describe(w_scale)}; "
+            f"{op}: w_scale must be (N,) float32 with N={n}, got {_describe(w_scale)}; "
             "use the scales that quant.int8.quantize_weight returned"
         )
-    if bias is not None and (bias.dtype not in OUT_DTYPES or bias.shape != (n,)):
+    for name, vector in (("bias", bias), ("gate", gate)):
+        if vector is not None and (vector.dtype not in OUT_DTYPES or vector.shape != (n,)):
+            raise ValueError(
+                f"{op}: {name} must be (N,) bfloat16, float16 or float32 with N={n}, "
+                f"got {_describe(vector)}; pass the vector of the layer that the weight came from"
+            )
+    if residual is not None and (
+        residual.dtype not in OUT_DTYPES or residual.shape != (*rows, n) or residual.stride(-1) != 1
+    ):
         raise ValueError(
-            f"int8_gemm: bias must be (N,) bfloat16, float16 or float32 with N={n}, "
-            f"got {_describe(bias)}; pass the bias of the layer that the weight came from"
+            f"{op}: residual must be {(*rows, n)} bfloat16, float16 or float32 with contiguous "
+            f"rows, got {_describe(residual)}; pass what the block's output is added to"
         )
     if out_dtype not in OUT_DTYPES:
         raise ValueError(
-            f"int8_gemm: out_dtype must be bfloat16, float16 or float32, got "
+            f"{op}: out_dtype must be bfloat16, float16 or float32, got "
             f"{str(out_dtype).removeprefix('torch.')}; cast the result instead"
         )
-    for name, tensor in (("weight", w), ("x_scale", x_scale), ("w_scale", w_scale), ("bias", bias)):
+    operands = {"weight": w, "x_scale": x_scale, "w_scale": w_scale}
+    operands |= {"bias": bias, "gate": gate, "residual": residual}
+    for name, tensor in operands.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(
-                f"int8_gemm: {name} must be on {x.device} like x, got {tensor.device}; "
+                f"{op}: {name} must be on {x.device} like x, got {tensor.device}; "
                 "move the layer and its input to one device"
             )
+
+
+def _run(op: str, out: torch.Tensor, x, x_scale, w, w_scale, bias=None, gate=None, residual=None):
+    """Launch the kernel that fits operands and GPU, writing `out`."""
+    backend_name(x.device)  # raises where no kernel can run: there is no other path to take
+    from kernels import int8_gemm_tma, int8_gemm_triton
+    from kernels.tiles import choose
+
+    if out.numel() == 0:
+        return out
+    swiglu = op == "swiglu"
+    tma = int8_gemm_tma.obstacle(x, w, out) is None
+    (m, k), n = x.shape, out.shape[1]
+    choice = choose(op, m, n, k, x.device, tma=tma, has_residual=residual is not None)
+    kernel = {"tma": int8_gemm_tma, "mma": int8_gemm_triton}[choice.kind]
+    with torch.cuda.device(x.device):
+        kernel.launch(
+            x, x_scale, w, w_scale, bias, out, choice.config,
+            gate=gate, residual=residual, swiglu=swiglu,
+        )  # fmt: skip
+    return out
 
 
 # custom_op, not triton_op: opaque to torch.compile, so the CPU implementation can stay plain torch
@@ -186,26 +239,43 @@ def _int8_gemm(
     w_scale: torch.Tensor,
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    return int8_gemm_reference(x, x_scale, w, w_scale, bias, out_dtype)
+    return int8_gemm_reference(x, x_scale, w, w_scale, bias, out_dtype, gate, residual)
 
 
 @_int8_gemm.register_kernel("cuda")
-def _int8_gemm_cuda(x, x_scale, w, w_scale, bias, out_dtype):
-    backend_name(x.device)  # raises where the kernel cannot run: there is no other path to take
-    from kernels.int8_gemm_triton import choose_config, launch
-
-    (m, k), n = x.shape, w.shape[0]
-    out = x.new_empty((m, n), dtype=out_dtype)
-    if out.numel() > 0:
-        with torch.cuda.device(x.device):
-            launch(x, x_scale, w, w_scale, bias, out, choose_config(m, n, k, x.device))
-    return out
+def _int8_gemm_cuda(x, x_scale, w, w_scale, bias, out_dtype, gate, residual):
+    out = x.new_empty((x.shape[0], w.shape[0]), dtype=out_dtype)
+    return _run("gemm", out, x, x_scale, w, w_scale, bias, gate, residual)
 
 
 @_int8_gemm.register_fake
-def _int8_gemm_fake(x, x_scale, w, w_scale, bias, out_dtype):
+def _int8_gemm_fake(x, x_scale, w, w_scale, bias, out_dtype, gate, residual):
     return x.new_empty((x.shape[0], w.shape[0]), dtype=out_dtype)
+
+
+@torch.library.custom_op("dit8::int8_gemm_swiglu", mutates_args=(), device_types="cpu")
+def _int8_gemm_swiglu(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    w: torch.Tensor,
+    w_scale: torch.Tensor,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    return int8_gemm_swiglu_reference(x, x_scale, w, w_scale, out_dtype)
+
+
+@_int8_gemm_swiglu.register_kernel("cuda")
+def _int8_gemm_swiglu_cuda(x, x_scale, w, w_scale, out_dtype):
+    out = x.new_empty((x.shape[0], w.shape[0] // 2), dtype=out_dtype)
+    return _run("swiglu", out, x, x_scale, w, w_scale)
+
+
+@_int8_gemm_swiglu.register_fake
+def _int8_gemm_swiglu_fake(x, x_scale, w, w_scale, out_dtype):
+    return x.new_empty((x.shape[0], w.shape[0] // 2), dtype=out_dtype)
 
 
 def int8_gemm(
@@ -216,11 +286,14 @@ def int8_gemm(
     bias: torch.Tensor | None = None,  # (N,)
     *,
     out_dtype: torch.dtype = torch.bfloat16,
+    gate: torch.Tensor | None = None,  # (N,)
+    residual: torch.Tensor | None = None,  # (..., N)
 ) -> torch.Tensor:  # (..., N) out_dtype
     """Multiply int8 activations by int8 weights and scale the exact sums.
 
     y[m, n] = x_scale[m] * w_scale[n] * sum_k x[m, k] * w[n, k] (+ bias[n]), SmoothQuant,
-    arXiv:2211.10438, eq. 2. Accumulates in int32, scales and adds the bias in fp32, casts once.
+    arXiv:2211.10438, eq. 2; then residual[m, n] + gate[n] * y[m, n] where these are given.
+    Accumulates in int32, does all else in fp32, casts once.
 
     Args:
         x: (..., K) int8, codes in [-127, 127], K <= 133,144. Rows may be strided (`x[::2]`): the
@@ -231,19 +304,59 @@ def int8_gemm(
         w_scale: (N,) float32, the value of one code step in each output channel.
         bias: (N,) bfloat16, float16 or float32, or None.
         out_dtype: bfloat16, float16 or float32.
+        gate: (N,) like bias: what each output channel is multiplied by, or None.
+        residual: (..., N) like bias, added last, or None.
 
     Returns:
         (..., N) of out_dtype, row-major, in the unit of the unquantized product.
 
     Raises:
         ValueError: a shape, dtype, stride or device breaks the signature.
-        UserError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        UserError: x is on CUDA and no kernel can run there (kernels.backend).
 
     Does not quantize, does not look at the codes (-128 is multiplied as it stands), and has no
-    backward. The first call on CUDA for a new (M bucket, N, K) times the tiles, so it must happen
-    before a CUDA graph is captured.
+    backward. The tile is looked up, never timed: see kernels/tiles.py.
     """
-    _check(x, x_scale, w, w_scale, bias, out_dtype)
-    rows, k = x.shape[:-1], x.shape[-1]
-    out = _int8_gemm(x.reshape(-1, k), x_scale.reshape(-1), w, w_scale, bias, out_dtype)
-    return out.reshape(*rows, w.shape[0])
+    _check("int8_gemm", x, x_scale, w, w_scale, bias, out_dtype, gate, residual)
+    rows, k, n = x.shape[:-1], x.shape[-1], w.shape[0]
+    flat = None if residual is None else residual.reshape(-1, n)
+    out = _int8_gemm(x.reshape(-1, k), x_scale.reshape(-1), w, w_scale, bias, out_dtype, gate, flat)
+    return out.reshape(*rows, n)
+
+
+def int8_gemm_swiglu(
+    x: torch.Tensor,  # (..., K) int8
+    x_scale: torch.Tensor,  # (...) or (..., 1) float32
+    w: torch.Tensor,  # (2N, K) int8
+    w_scale: torch.Tensor,  # (2N,) float32
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:  # (..., N) out_dtype
+    """Multiply by both up-projections of a SwiGLU at once and gate one with the other.
+
+    y = silu(x w1^T) * (x w3^T), GLU Variants Improve Transformer, arXiv:2002.05202, eq. 6, each
+    product scaled as in `int8_gemm`. The sums are exact, all else is fp32, y is rounded once.
+
+    Args:
+        x: (..., K) int8.
+        x_scale: (...) or (..., 1) float32.
+        w: (2N, K) int8, row-major: the rows of w1, then those of w3.
+        w_scale: (2N,) float32, in the same order.
+        out_dtype: bfloat16, float16 or float32.
+
+    Returns:
+        (..., N) of out_dtype, row-major.
+
+    Raises:
+        ValueError: a shape, dtype, stride or device breaks the signature, or w has an odd number
+            of rows.
+        UserError: x is on CUDA and no kernel can run there (kernels.backend).
+    """
+    _check("int8_gemm_swiglu", x, x_scale, w, w_scale, None, out_dtype)
+    if w.shape[0] % 2:
+        raise ValueError(
+            f"int8_gemm_swiglu: weight must hold w1 and w3, 2N rows, got {w.shape[0]}; "
+            "concatenate the two along rows"
+        )
+    out = _int8_gemm_swiglu(x.reshape(-1, x.shape[-1]), x_scale.reshape(-1), w, w_scale, out_dtype)
+    return out.reshape(*x.shape[:-1], w.shape[0] // 2)

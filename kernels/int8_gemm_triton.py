@@ -1,19 +1,17 @@
-"""Triton kernel of `dit8::int8_gemm` for sm_80 to sm_90; runs on Triton 3.6 and 3.7.
+"""Portable kernel of `dit8::int8_gemm` and `int8_gemm_swiglu`: pipelined `tl.dot`, sm_80 and newer.
+
+On sm_90 it serves few rows and what TMA cannot address; the rest is kernels/int8_gemm_gluon.py.
 
 Imported only where the op runs on CUDA, and by tests under TRITON_INTERPRET=1. The tile is an
 explicit argument of `launch`, not a property of the jit kernel, so that the same arithmetic runs
 under the interpreter, can be compiled for a GPU that is not there, and never retimes in a test.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
-from triton.runtime.errors import OutOfResources
-
-from quant.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Config:
 # multiple of 32, the depth of one int8 mma.sync (m16n8k32) and of one wgmma. Operand tiles take
 # (block_m + block_n) * block_k bytes of shared memory per stage, all stages on sm_90 and one less
 # before it. A block may use 163 KiB on sm_80, 99 KiB on sm_86 and sm_89 and 227 KiB on sm_90;
-# choose_config passes over what does not fit.
+# kernels/shipped.py says which are offered where.
 CONFIGS = tuple(
     Config(*row)
     for row in (
@@ -55,6 +53,10 @@ CONFIGS = tuple(
         (32, 64, 128, 4, 4, 5),  # ours: the same with twice the blocks; 64/70
         (16, 128, 128, 1, 4, 4),  # comfy-kitchen, M <= 16; 72/72
         (16, 64, 256, 1, 4, 4),  # ours: M <= 16 with half the K steps, for K 12288; 72/64
+        (16, 32, 256, 1, 4, 5),  # ours: N 4608 makes 144 blocks, one for each of 132 processors
+        (32, 32, 256, 1, 4, 4),  # ours: the same up to 32 rows
+        (64, 32, 256, 1, 4, 3),  # ours: the same up to 64 rows
+        (64, 64, 128, 4, 4, 6),  # ours: deeper, for 128 and 256 rows, which wait for memory
     )
 )
 
@@ -65,29 +67,33 @@ CONFIGS = tuple(
 def int8_gemm_kernel(
     x_ptr,  # (M, K) int8, row stride stride_xm
     x_scale_ptr,  # (M,) float32
-    w_ptr,  # (N, K) int8, row stride stride_wn
-    w_scale_ptr,  # (N,) float32
+    w_ptr,  # (N, K) int8, row stride stride_wn; for SwiGLU (2N, K) = [w1; w3]
+    w_scale_ptr,  # (N,) or (2N,) float32
     bias_ptr,  # (N,) or None
+    gate_ptr,  # (N,) or None
+    residual_ptr,  # (M, N), row stride stride_rm, or None
     out_ptr,  # (M, N), row stride stride_om
     M,
     N,
     K,
     stride_xm,
     stride_wn,
+    stride_rm,
     stride_om,
-    HAS_BIAS: tl.constexpr,
+    SWIGLU: tl.constexpr,
     EVEN_K: tl.constexpr,  # K % BLOCK_K == 0: the loop needs no mask
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # columns of w a tile reads; for SwiGLU half of them w1's, half w3's
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
     # Programs run down GROUP_M row blocks before moving one column block on: with 132 blocks alive
     # at a time and 8 rows to a group they read 8 + 17 distinct tiles through L2, in row order
     # (N 12288, 48 blocks of 256) 3 + 48.
+    OUT_N: tl.constexpr = BLOCK_N // 2 if SWIGLU else BLOCK_N
     pid = tl.program_id(0)
     blocks_m = tl.cdiv(M, BLOCK_M)
-    blocks_n = tl.cdiv(N, BLOCK_N)
+    blocks_n = tl.cdiv(N, OUT_N)
     group = pid // (GROUP_M * blocks_n)
     first_m = group * GROUP_M
     group_rows = min(blocks_m - first_m, GROUP_M)
@@ -96,7 +102,7 @@ def int8_gemm_kernel(
     pid_n = within // group_rows
 
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = pid_n * OUT_N + tl.arange(0, OUT_N)
     offs_k = tl.arange(0, BLOCK_K)
     # Rows past the end wrap to rows that exist, so the loads in the loop need no mask in M and N;
     # the store is masked by the indices as they were. 64 bits: M * K passes 2^31 at 175k tokens.
@@ -104,38 +110,62 @@ def int8_gemm_kernel(
     wrapped_n = (offs_n % N).to(tl.int64)
     x_ptrs = x_ptr + wrapped_m[:, None] * stride_xm + offs_k[None, :]
     w_ptrs = w_ptr + wrapped_n[None, :] * stride_wn + offs_k[:, None]
+    to_w3 = tl.full((), N, tl.int64) * stride_wn  # from a row of w1 to that of w3
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    acc = tl.zeros((BLOCK_M, OUT_N), dtype=tl.int32)
+    if SWIGLU:
+        acc3 = tl.zeros((BLOCK_M, OUT_N), dtype=tl.int32)
     for k in range(0, K, BLOCK_K):
+        inside_k = offs_k < K - k
         if EVEN_K:
             x = tl.load(x_ptrs)
             w = tl.load(w_ptrs)
         else:
-            x = tl.load(x_ptrs, mask=offs_k[None, :] < K - k, other=0)
-            w = tl.load(w_ptrs, mask=offs_k[:, None] < K - k, other=0)
+            x = tl.load(x_ptrs, mask=inside_k[None, :], other=0)
+            w = tl.load(w_ptrs, mask=inside_k[:, None], other=0)
         acc = tl.dot(x, w, acc, out_dtype=tl.int32)
+        if SWIGLU:
+            if EVEN_K:
+                w3 = tl.load(w_ptrs + to_w3)
+            else:
+                w3 = tl.load(w_ptrs + to_w3, mask=inside_k[:, None], other=0)
+            acc3 = tl.dot(x, w3, acc3, out_dtype=tl.int32)
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
 
     inside_m = offs_m < M
     inside_n = offs_n < N
+    inside = inside_m[:, None] & inside_n[None, :]
     x_scale = tl.load(x_scale_ptr + offs_m, mask=inside_m, other=0.0)
     w_scale = tl.load(w_scale_ptr + offs_n, mask=inside_n, other=0.0)
     y = acc.to(tl.float32) * x_scale[:, None] * w_scale[None, :]
-    if HAS_BIAS:
+    if SWIGLU:
+        w3_scale = tl.load(w_scale_ptr + N + offs_n, mask=inside_n, other=0.0)
+        y3 = acc3.to(tl.float32) * x_scale[:, None] * w3_scale[None, :]
+        y = y / (1.0 + tl.exp(-y)) * y3
+    if bias_ptr is not None:
         y += tl.load(bias_ptr + offs_n, mask=inside_n, other=0.0).to(tl.float32)[None, :]
+    if gate_ptr is not None:
+        y *= tl.load(gate_ptr + offs_n, mask=inside_n, other=0.0).to(tl.float32)[None, :]
+    if residual_ptr is not None:
+        residual_ptrs = residual_ptr + offs_m.to(tl.int64)[:, None] * stride_rm + offs_n[None, :]
+        y += tl.load(residual_ptrs, mask=inside, other=0.0).to(tl.float32)
     out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * stride_om + offs_n[None, :]
-    tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside_m[:, None] & inside_n[None, :])
+    tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def launch(
     x: torch.Tensor,  # (M, K) int8
     x_scale: torch.Tensor,  # (M,) float32
-    w: torch.Tensor,  # (N, K) int8, row-major
-    w_scale: torch.Tensor,  # (N,) float32
+    w: torch.Tensor,  # (N, K) int8, row-major; (2N, K) for SwiGLU
+    w_scale: torch.Tensor,  # (N,) or (2N,) float32
     bias: torch.Tensor | None,  # (N,)
     out: torch.Tensor,  # (M, N) bfloat16, float16 or float32, row-major; written
     config: Config,
+    *,
+    gate: torch.Tensor | None = None,  # (N,)
+    residual: torch.Tensor | None = None,  # (M, N)
+    swiglu: bool = False,
 ) -> None:
     """Run the kernel once with the given tile, writing `out`.
 
@@ -143,26 +173,30 @@ def launch(
     `kernels.int8_gemm` has checked and raises nothing of its own; Triton raises OutOfResources
     where the tile does not fit the GPU. Does nothing for an empty `out`.
     """
-    (m, k), n = x.shape, w.shape[0]
+    (m, k), n = x.shape, out.shape[1]
     if out.numel() == 0:
         return
     if x.stride(1) != 1:
         x = x.contiguous()  # byte-wise gathers along K would cost more than this copy
-    grid = (triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)
+    columns = config.block_n // 2 if swiglu else config.block_n
+    grid = (triton.cdiv(m, config.block_m) * triton.cdiv(n, columns),)
     int8_gemm_kernel[grid](
         x,
         x_scale.contiguous(),
         w,
         w_scale.contiguous(),
         bias if bias is None else bias.contiguous(),
+        gate if gate is None else gate.contiguous(),
+        residual,
         out,
         m,
         n,
         k,
         x.stride(0),
         w.stride(0),
+        0 if residual is None else residual.stride(0),
         out.stride(0),
-        HAS_BIAS=bias is not None,
+        SWIGLU=swiglu,
         EVEN_K=k % config.block_k == 0,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
@@ -170,95 +204,4 @@ def launch(
         GROUP_M=config.group_m,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-    )
-
-
-def m_bucket(m: int) -> int:
-    """Round a row count up to a power of two from 16 to 8192: the counts that share a timing."""
-    return min(max(16, 1 << (m - 1).bit_length()), 8192)
-
-
-def candidates(m: int) -> tuple[Config, ...]:
-    """Return the CONFIGS worth timing for M rows.
-
-    A block much taller than the bucket computes mostly rows that are thrown away; 64 stays for
-    every M, since it is the shortest block that wgmma can take.
-    """
-    tallest = max(64, m_bucket(m))
-    return tuple(config for config in CONFIGS if config.block_m <= tallest)
-
-
-def choose_config(m: int, n: int, k: int, device: torch.device) -> Config:
-    """Return the fastest of CONFIGS for a product on a CUDA device, timing them at first use.
-
-    The winner is kept for the life of the process per (M bucket, N, K, device); the first M seen
-    stands for its bucket. Takes about half a second per new key, and 0.2-0.5 s more per tile the
-    first time that Triton compiles it on a machine.
-
-    Args:
-        m, n, k: sizes of the product, M >= 1.
-        device: the CUDA device that it runs on.
-
-    Returns:
-        One entry of CONFIGS.
-
-    Raises:
-        UserError: the key is new and a CUDA graph is being captured, where nothing can be timed.
-
-    Does not change the result of the product: every tile computes the same sums.
-    """
-    key = (m_bucket(m), n, k, device)
-    if key not in _chosen:
-        if torch.cuda.is_current_stream_capturing():
-            raise UserError(
-                f"choose_config: no tile is known yet for M={m}, N={n}, K={k} and a CUDA graph is "
-                "being captured, got a first call inside the capture; run the model once before it"
-            )
-        timer = functools.partial(time_config, *_operands(m, n, k, device))
-        _chosen[key] = fastest(candidates(m), timer)
-    return _chosen[key]
-
-
-_chosen: dict[tuple, Config] = {}  # (M bucket, N, K, device) -> winner; choose_config's memory
-
-
-def fastest(configs: tuple[Config, ...], time_ms) -> Config:
-    """Return the config with the smallest `time_ms(config)`; ties go to the earlier one.
-
-    A config whose build asks for more shared memory than the GPU has counts as infinitely slow:
-    Triton raises at its first launch, with the exact need, which no formula here has to repeat.
-    """
-    times = {}
-    for config in configs:
-        try:
-            times[config] = time_ms(config)
-        except OutOfResources:
-            times[config] = float("inf")
-    best = min(times, key=times.get)
-    if times[best] == float("inf"):
-        raise UserError(
-            f"choose_config: none of {len(configs)} tiles fits this GPU, expected at least one; "
-            "add a smaller one to CONFIGS in kernels/int8_gemm_triton.py"
-        )
-    return best
-
-
-def _operands(m: int, n: int, k: int, device: torch.device) -> tuple:
-    """Make random operands: zeros draw less power and were timed 13 % faster than real data."""
-    generator = torch.Generator(device).manual_seed(0)
-    draw = functools.partial(
-        torch.randint, -127, 128, generator=generator, dtype=torch.int8, device=device
-    )
-    scales = torch.ones(max(m, n), device=device)
-    out = torch.empty(m, n, dtype=torch.bfloat16, device=device)
-    return draw((m, k)), scales[:m], draw((n, k)), scales[:n], None, out
-
-
-def time_config(x, x_scale, w, w_scale, bias, out, config: Config) -> float:
-    """Return the median time of one launch in ms, with a cold L2 between launches."""
-    return triton.testing.do_bench(
-        lambda: launch(x, x_scale, w, w_scale, bias, out, config),
-        warmup=5,
-        rep=20,
-        return_mode="median",
     )

@@ -1,4 +1,4 @@
-"""Captions to pictures through a stock pipeline, resumable and the same for every variant.
+"""Captions to pictures, resumable and the same for every variant and engine.
 
 The noise of a picture depends on its prompt id and seed alone and is drawn on the CPU, so all
 variants, batch sizes and devices start from the same bits. Prompts are cut into fixed batches; a
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -22,6 +22,9 @@ from eval.records import Prompt, Sample
 from models.chat import encode_chat
 from quant.atomic import write_atomically
 from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from models.sampling import Engine
 
 METADATA_KEY = "dit8"
 PATCH_PX = 16  # VAE 8x and 2 x 2 patches
@@ -71,6 +74,11 @@ def noise_for(prompt_id: str, seed: int, tokens: int, channels: int) -> torch.Te
     return torch.randn(tokens, channels, generator=generator)
 
 
+def stack_noise(prompts: Sequence[Prompt], tokens: int, channels: int) -> torch.Tensor:
+    """Draw the initial latents of a batch: (B, tokens, channels) fp32 on the CPU."""
+    return torch.stack([noise_for(p.id, p.seed, tokens, channels) for p in prompts])
+
+
 def check_length(pipeline, prompts: Sequence[Prompt], limit: int) -> None:
     """Refuse captions with more tokens than the sampler takes.
 
@@ -93,14 +101,23 @@ def denoise(
     step_ms: list[float] | None = None,
     *,
     decode: bool = True,
+    engine: "Engine | None" = None,
 ) -> tuple[list[Image.Image], torch.Tensor]:
     """Draw one batch: PIL pictures and the final latents (B, tokens, C) fp32 on the CPU.
 
-    Without `decode` the VAE stays out of it and the list of pictures is empty.
+    Args:
+        pipeline: an Ideogram4Pipeline.
+        prompts: of the batch.
+        sampler: see `Sampler`.
+        step_ms: gets the duration of every step but the first.
+        decode: without it the VAE stays out of it and the list of pictures is empty.
+        engine: made on this pipeline; None: its own forward.
     """
+    if engine is not None:
+        return engine.denoise(prompts, sampler, step_ms, decode=decode)
     grid = sampler.size_px // PATCH_PX
     channels = pipeline.transformer.config.in_channels
-    noise = torch.stack([noise_for(p.id, p.seed, grid * grid, channels) for p in prompts])
+    noise = stack_noise(prompts, grid * grid, channels)
     last: dict[str, Any] = {"time": time.perf_counter()}
 
     def after_step(_, index: int, __, values: dict) -> dict:
@@ -135,6 +152,7 @@ def generate(
     batch: int,
     metadata: dict[str, Any],
     progress: Callable[[int], None] = lambda count: None,
+    engine: "Engine | None" = None,
 ) -> tuple[list[Sample], Timing]:
     """Draw what is not yet in `folder`.
 
@@ -146,6 +164,7 @@ def generate(
         batch: pictures drawn at once.
         metadata: goes into every PNG with the caption, seed and time.
         progress: called with the number of pictures that have just become available.
+        engine: as for `denoise`.
 
     Returns:
         one sample a prompt, in order, and the durations of the pictures made by this call.
@@ -164,7 +183,7 @@ def generate(
         found = [find_sample(prompt, folder) for prompt in chunk]
         if None in found:
             begin = time.perf_counter()
-            images, latents = denoise(pipeline, chunk, sampler, step_ms)
+            images, latents = denoise(pipeline, chunk, sampler, step_ms, engine=engine)
             seconds = (time.perf_counter() - begin) / len(chunk)
             image_ms += [1e3 * seconds] * len(chunk)
             about = metadata | {"sampler": asdict(sampler), "seconds": seconds}

@@ -136,7 +136,10 @@ def _empty_branches(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Modu
         config = Ideogram4Transformer2DModel.load_config(folder / subfolder)
         config.pop("quantization_config", None)
         with init_empty_weights():
-            modules[subfolder] = Ideogram4Transformer2DModel.from_config(config).to(dtype).eval()
+            module = Ideogram4Transformer2DModel.from_config(config).eval()
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
+        modules[subfolder] = module  # its buffer, the rotary frequencies, stays in fp32
     return modules
 
 

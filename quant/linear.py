@@ -18,7 +18,7 @@ from kernels.int8_gemm import int8_gemm
 from kernels.quant_rows import quant_rows
 from quant.errors import UserError
 from quant.int8 import dequantize, quantize_rows, quantize_static
-from quant.rotate import check_group, rotate
+from quant.rotate import LARGEST_GROUP, check_group, rotate
 
 GEMMS = ("fused", "fake_quant")
 EXACT = ("ws", "smooth", "x_scale")  # buffers that stay fp32 when the module is cast
@@ -106,9 +106,12 @@ class Int8Linear(nn.Module):
 
     def _quantize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes (..., K) and their scales (..., 1)."""
+        per_row = self.x_scale is None
+        if self.gemm == "fused" and per_row and self.rotation <= LARGEST_GROUP:
+            return quant_rows(x, self.smooth, self.rotation)
         if self.rotation:
             x = rotate(x.float(), self.rotation)
-        if self.x_scale is not None:
+        if not per_row:
             return quantize_static(x, self.x_scale, self.smooth)
         return (quant_rows if self.gemm == "fused" else quantize_rows)(x, self.smooth)
 

@@ -3,6 +3,7 @@
     python scripts/evaluate.py variant=fused_int8                 # the mini's hard set
     python scripts/evaluate.py variant=int8 prompts=mini_easy n=20 sampler=turbo_12
     python scripts/evaluate.py -m variant=bf16,int8,fused_int8 hardware=cuda
+    python scripts/evaluate.py variant=fused_int8 engine=dit8     # the fast forward, for all
     python scripts/evaluate.py variant=int8 model=mini_planted recipe=naive
 
 Every variant starts from the same noise. Rows go to <results>/scores.csv and latency.csv, the

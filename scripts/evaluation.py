@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from conf.schema import EvaluateConfig
@@ -21,6 +22,7 @@ from eval.stats import MIN_PROMPTS, latency_percentiles
 from eval.table import SummaryRow, score_document, summarize
 from models.generate import Sampler, Timing, generate
 from models.pipeline import resolve_device, torch_dtype
+from models.sampling import open_engine
 from models.variants import Variant, build_variant
 from quant.errors import UserError
 from quant.formats.table import get_format
@@ -153,6 +155,8 @@ def draw(cell: Cell, reference: str | None) -> None:
 
 def _draw_missing(cell: Cell) -> Timing:
     config, key = cell.config, cell.key
+    device = resolve_device(config.hardware.device)
+    staged = config.hardware.staged and config.engine == "dit8"
     pipeline = build_variant(
         cell.variant,
         cell.model.folder,
@@ -160,8 +164,9 @@ def _draw_missing(cell: Cell) -> Timing:
         model_key=cell.model.key,
         dtype=config.dtype,
         companion_dtype=config.model.companion_dtype,
-        device=resolve_device(config.hardware.device),
+        device=torch.device("cpu") if staged else device,
     )
+    engine = open_engine(config.engine, pipeline, device, staged=staged)
     with tqdm(total=len(cell.prompts), desc=f"{key.variant} {key.run_id}", unit="image") as bar:
         _, timing = generate(
             pipeline,
@@ -171,6 +176,7 @@ def _draw_missing(cell: Cell) -> Timing:
             batch=cell.batch,
             metadata=asdict(key),
             progress=bar.update,
+            engine=engine,
         )
     return timing
 

@@ -3,9 +3,11 @@
     python scripts/generate.py '{"compositional_deconstruction":{"background":"flat teal",
       "elements":[{"type":"text","bbox":[375,150,600,850],"text":"QUANT8","desc":"white sans"}]}}'
     python scripts/generate.py caption.json variant=bf16 steps=12 seed=3 out=poster.png
+    python scripts/generate.py caption.json model=ideogram4 dtype=bfloat16 hardware=cuda_24gb
+      engine=dit8
 
 The caption is JSON, or a file that holds it; everything after it overrides conf/generate.yaml.
-Variants: those of conf/variant. Prints one JSON document last.
+Variants: those of conf/variant; engines: stock, dit8. Prints one JSON document last.
 """
 
 import sys
@@ -16,11 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import json
 import time
 
+import torch
+
 from conf.schema import GenerateConfig
 from eval.prompts import caption_texts, parse_caption
 from eval.records import Prompt
 from models.generate import check_length, denoise
 from models.pipeline import resolve_device
+from models.sampling import open_engine
 from models.variants import Variant, build_variant
 from quant.atomic import write_atomically
 from quant.errors import UserError
@@ -54,6 +59,7 @@ def generate(caption: str, config: GenerateConfig) -> dict:
     checkpoint = None
     if variant.needs_checkpoint:
         checkpoint = find_checkpoint(config, model, get_format(variant.format))
+    staged = config.hardware.staged and config.engine == "dit8"
     pipeline = build_variant(
         variant,
         model.folder,
@@ -61,17 +67,19 @@ def generate(caption: str, config: GenerateConfig) -> dict:
         model_key=model.key,
         dtype=config.dtype,
         companion_dtype=config.model.companion_dtype,
-        device=device,
+        device=torch.device("cpu") if staged else device,
     )
+    engine = open_engine(config.engine, pipeline, device, staged=staged)
     prompt = Prompt("caption", caption, caption_texts(caption), config.seed)
     check_length(pipeline, [prompt], sampler.max_sequence_length)
     start = time.monotonic()
-    (image,), _ = denoise(pipeline, [prompt], sampler)
+    (image,), _ = denoise(pipeline, [prompt], sampler, engine=engine)
     seconds = time.monotonic() - start
     write_atomically(config.out, lambda path: image.save(path, format="PNG"))
     return {
         "image": config.out,
         "variant": variant.name,
+        "engine": config.engine,
         "backend": backend,
         "seconds": round(seconds, 3),
     }

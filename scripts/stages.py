@@ -35,7 +35,7 @@ from quant.keys import content_key
 from quant.types import ActStats, Architecture
 from scripts.cli import from_root, terse
 
-ENGINES = ("stock",)
+ENGINES = ("stock", "dit8")
 PLAN_TFLOPS = 30.0  # half of the 65.5 in bf16 that arXiv 2606.14598 measured on an RTX 3090
 
 

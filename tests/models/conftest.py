@@ -84,3 +84,32 @@ def record_branches(small_sampler, toy_prompts):
         return calls
 
     return record
+
+
+@pytest.fixture(scope="session")
+def stock_velocity():
+    """Return a function: a branch's own forward, its text padded on the left and masked."""
+
+    @torch.no_grad()
+    def run(module, texts, grid, latents, time: float, pad: int = 3) -> torch.Tensor:
+        lengths = [0] * len(latents) if texts is None else [len(text) for text in texts]
+        slots = max(lengths) + (0 if texts is None else pad)
+        layout = Ideogram4Pipeline._prepare_ids(lengths, *grid, slots, torch.device("cpu"))
+        features = torch.zeros(len(latents), slots + latents.shape[1], module.llm_cond_norm.dim[0])
+        for sample, length in enumerate(lengths):
+            if length:
+                features[sample, slots - length : slots] = texts[sample]
+        noise = torch.nn.functional.pad(latents, (0, 0, slots, 0))
+        position_ids, segment_ids, indicator = (part.to(module.device) for part in layout)
+        (velocity,) = module(
+            hidden_states=noise.to(module.device, module.dtype),
+            timestep=torch.full((len(latents),), time).to(module.device, module.dtype),
+            encoder_hidden_states=features.to(module.device, module.dtype),
+            position_ids=position_ids,
+            segment_ids=segment_ids,
+            indicator=indicator,
+            return_dict=False,
+        )
+        return velocity[:, slots:].float()
+
+    return run

@@ -54,9 +54,9 @@ def drawn_ids(monkeypatch):
     """The ids of every batch that is denoised."""
     batches = []
 
-    def watch(pipeline, prompts, *rest):
+    def watch(pipeline, prompts, *rest, **keys):
         batches.append([prompt.id for prompt in prompts])
-        return denoise(pipeline, prompts, *rest)
+        return denoise(pipeline, prompts, *rest, **keys)
 
     monkeypatch.setattr(generation, "denoise", watch)
     return batches

@@ -162,6 +162,22 @@ def test_every_variant_and_batch_starts_from_the_same_noise(drawn, tmp_path, mon
     assert relative_error(together, alone) < 1e-5
 
 
+def test_the_engine_draws_every_variant_of_its_run(drawn, run_here, tmp_path):
+    options = [*drawn.place.evaluation, f"results={tmp_path / 'r'}", f"out={tmp_path / 'o'}"]
+    ended = run_here("evaluate", *options, "engine=dit8", "variant=fused_int8", "batch=2")
+    assert ended.code == 0, ended.stderr
+    rows = pd.read_csv(tmp_path / "r" / "scores.csv")
+    assert set(rows["engine"]) == {"dit8"} and set(rows["variant"]) == {"bf16", "fused_int8"}
+    runs = rows.groupby("variant")["run_id"].unique()
+    for variant, limit in (("bf16", 1e-5), ("fused_int8", 0.01)):
+        ours, stock = (
+            latents_of(tmp_path / "o" / runs[variant][0]),
+            latents_of(drawn.folder(variant)),
+        )
+        # fp32 rounding; with int8 also codes that it moves, as between int8 and fused_int8
+        assert 0 < relative_error(ours, stock) < limit
+
+
 def test_a_run_is_named_by_all_that_decides_its_scores(place, other_model):
     def name(*change):
         return prepare(compose("evaluate", [*place.evaluation, *change])).key.run_id
@@ -175,6 +191,7 @@ def test_a_run_is_named_by_all_that_decides_its_scores(place, other_model):
         ["prompts=mini_easy"],
         ["dtype=bfloat16"],
         ["batch=2"],
+        ["engine=dit8"],
         ["variant=rtn4"],
         ["variant=rtn4", "variant.bits=3"],
         ["model.companion_dtype=bfloat16"],

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -34,6 +35,7 @@ def test_a_caption_typed_in_is_drawn_with_the_fused_variant(place, run_script):
     assert document == {
         "image": "poster.png",
         "variant": "fused_int8",
+        "engine": "stock",
         "backend": "cpu-reference",
     }
     pixels = pixels_of(place.folder / "poster.png")
@@ -58,6 +60,22 @@ def test_a_file_is_drawn_and_seed_and_caption_matter(place, run_here):
     content = CAPTION["compositional_deconstruction"]
     other = {"compositional_deconstruction": content | {"background": "flat orange"}}
     assert draw("other", other) != first
+
+
+def test_engines_draw_the_same_picture(place, run_here):
+    def draw(name, *change):
+        out = place.folder / f"{name}.png"
+        options = [*place.common, "steps=2", "variant=bf16", f"out={out}", *change]
+        ended = run_here("generate", json.dumps(CAPTION), *options)
+        assert ended.code == 0, ended.stderr
+        return ended.document["engine"], np.frombuffer(pixels_of(out), dtype=np.uint8).astype(int)
+
+    _, stock = draw("stock")
+    name, ours = draw("ours", "engine=dit8")
+    assert name == "dit8"
+    assert np.abs(ours - stock).max() <= 1  # fp32 rounding may move a level
+    _, staged = draw("staged", "engine=dit8", "hardware.staged=true")
+    assert np.array_equal(staged, ours)
 
 
 def test_help_shows_examples(run_here):

@@ -1,0 +1,67 @@
+"""Say which GEMM tiles are offered on which GPU.
+
+A tile is offered where none of its builds spills a register and its operands fit the shared memory
+of one block. Both are properties of the compiled code, measured without the GPU by
+scripts/check_arch.py (rows in results/bench/arch.csv) for Triton 3.6.0 and 3.7.1: a tile that
+breaks the rule with either is left out. The tuner then never times, nor keeps, such a tile.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kernels.int8_gemm_triton import Config
+
+# (block_m, block_n, block_k, num_warps, num_stages), compute capabilities, what is in the way
+EXCLUDED = (
+    ((128, 256, 128, 8, 4), (86, 89, 120), "144 KiB of shared memory, 99 fit"),
+    ((128, 64, 128, 4, 3), (80, 86, 89), "8 bytes of stack, 2 spill instructions"),
+    ((128, 128, 128, 4, 3), (100,), "8 bytes of stack, 2 spill instructions at a K tail"),
+)
+
+MEASURED = (80, 86, 89, 90, 100, 120)  # compute capability 8.0, 8.6, ...
+
+
+def measured_capability(capability: int) -> int:
+    """Return the largest of MEASURED that is not above a GPU's own, whose rules it follows.
+
+    Args:
+        capability: compute capability, 86 for 8.6.
+
+    Raises:
+        ValueError: the GPU is older than 8.0, where no int8 tile can run.
+    """
+    if capability < MEASURED[0]:
+        raise ValueError(
+            f"measured_capability: expected at least {MEASURED[0]}, got {capability}; "
+            "ask kernels.backend.backend_name first"
+        )
+    return max(known for known in MEASURED if known <= capability)
+
+
+def obstacle(config: "Config", capability: int) -> str | None:
+    """Return what keeps a tile from being offered on a GPU, or None."""
+    tile = (config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages)
+    known = measured_capability(capability)
+    for excluded, capabilities, reason in EXCLUDED:
+        if tile == excluded and known in capabilities:
+            return reason
+    return None
+
+
+def configs_for(capability: int) -> "tuple[Config, ...]":
+    """Return the tiles of kernels.int8_gemm_triton.CONFIGS that are offered on a GPU.
+
+    Args:
+        capability: compute capability, 86 for 8.6.
+
+    Returns:
+        at least one tile, in the order of CONFIGS.
+
+    Raises:
+        ValueError: the GPU is older than 8.0.
+
+    Imports Triton, which the module itself does not.
+    """
+    from kernels.int8_gemm_triton import CONFIGS
+
+    return tuple(config for config in CONFIGS if obstacle(config, capability) is None)

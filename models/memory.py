@@ -1,0 +1,31 @@
+"""Turn a full GPU into a sentence, and give back what is free."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from quant.errors import UserError
+
+
+@contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Say what did not fit and what to lower.
+
+    Args:
+        what: needs the memory; begins the sentence.
+        remedy: ends it.
+
+    Raises:
+        UserError: instead of torch.OutOfMemoryError.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{what} needs more GPU memory than is free; {remedy}") from error
+
+
+def release_memory(device: torch.device) -> None:
+    """Give freed memory back to the driver, so that what comes next finds it in one piece."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,169 @@
+"""Compile every kernel for GPUs that are not there, and check what came out.
+
+    python scripts/check_arch.py                                  # all of it: several minutes
+    python scripts/check_arch.py --quick                          # a part of it, as in the tests
+    python scripts/check_arch.py --kernel int8_gemm --sm 86 90    # these only
+
+For each kernel, tile and compute capability: no register spilled (no stack, no load from or store
+to local memory), shared memory within what one block may have, and the integer matrix
+instructions that the tile is made for. What a tile that is not offered on a GPU
+(kernels/shipped.py) needs there is written down, but is no failure.
+
+A run over everything replaces its Triton version's rows in results/bench/arch.csv; another one
+writes nothing. The table shows registers per thread and KiB of shared memory per block; `x`: not
+offered there, `!`: broken. Prints one JSON document last. Exit code 1: something is broken.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import pandas as pd
+import triton
+
+from kernels.shipped import MEASURED
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.arch_kernels import KERNELS, list_cases, measure
+from scripts.cli import from_root, one_sentence, terse
+
+ROW = ["triton", "kernel", "variant", "config"]  # what one line of the table is about
+QUICK_SM = (80, 86, 89)  # in turn; sm_90 always, its instructions are others
+
+
+def broken(row: Mapping) -> list[str]:
+    """Return what is wrong with a row of results/bench/arch.csv, one sentence each."""
+    if not row["shipped"]:
+        return []
+    name = f"{row['kernel']} {row['config']} ({row['variant']}) on sm_{row['sm']}"
+    gemm = row["kernel"].startswith("int8_gemm")
+    remedy = "leave it out in kernels/shipped.py" if gemm else "change its choose_config"
+    found = []
+    if row["stack_bytes"] or row["spill_instructions"]:
+        found.append(
+            f"{name} must not spill, got {row['stack_bytes']} bytes of stack and "
+            f"{row['spill_instructions']} spill instructions; {remedy}"
+        )
+    if row["shared_bytes"] > row["limit_bytes"]:
+        found.append(
+            f"{name} may use {row['limit_bytes']} bytes of shared memory, got "
+            f"{row['shared_bytes']}; {remedy}"
+        )
+    if row["integer_mma"] != row["expected_mma"]:
+        found.append(
+            f"{name} must multiply with {row['expected_mma']}, got {row['integer_mma']}; "
+            "look at its layouts"
+        )
+    return found
+
+
+def select(sms: Sequence[int], kernels: Iterable[str], quick: bool) -> list[tuple[int, int]]:
+    """Return what to compile, as (compute capability, index in `list_cases` of it).
+
+    Quick: what `Case.quick` names, for sm_90 and for one of QUICK_SM, in turn.
+    """
+    chosen = []
+    for sm in sms:
+        for index, case in enumerate(list_cases(sm)):
+            if case.kernel not in kernels:
+                continue
+            in_turn = sm == 90 or sm == QUICK_SM[index % len(QUICK_SM)]
+            if not quick or (case.quick and in_turn):
+                chosen.append((sm, index))
+    return chosen
+
+
+def measure_all(tasks: Sequence[tuple[int, int]], jobs: int) -> list[dict]:
+    """Measure each task in processes of their own; rows in the order of the tasks."""
+    if jobs == 1 or len(tasks) < 2:
+        return [measure(*task) for task in tasks]
+    # spawn: a fork of a process in which torch has threads may hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
+        return list(pool.map(measure, *zip(*tasks, strict=True), chunksize=8))
+
+
+def render(frame: pd.DataFrame) -> str:
+    """Lay out registers and KiB, one line per launch and one column per compute capability."""
+
+    def cell(row: pd.Series) -> str:
+        mark = "" if row["shipped"] else " x"
+        mark = " !" if broken(row) else mark
+        return f"{row['registers']}r {row['shared_bytes'] // 1024}K{mark}"
+
+    cells = frame[ROW[1:]].assign(
+        sm="sm_" + frame["sm"].astype(str), cell=frame.apply(cell, axis=1)
+    )
+    order = list(dict.fromkeys(cells["sm"]))
+    wide = cells.set_index([*ROW[1:], "sm"])["cell"].unstack("sm", fill_value="")
+    # in the order of the cases: a quick run has every GPU on other lines
+    lines = [(c.kernel, c.variant, c.config) for sm in frame["sm"].unique() for c in list_cases(sm)]
+    lines = [line for line in dict.fromkeys(lines) if line in wide.index]
+    return wide.loc[lines, order].reset_index().to_string(index=False)
+
+
+def merge(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """Put the rows beside those of other Triton versions in a file, which may not exist."""
+    if not path.exists():
+        return frame
+    kept = pd.read_csv(path, dtype={"triton": str})
+    if list(kept.columns) != list(frame.columns):
+        raise UserError(
+            f"check_arch: {terse(path)} must have the columns {', '.join(frame.columns)}, got "
+            f"{', '.join(kept.columns)}; remove the file and run with each Triton version again"
+        )
+    kept = kept[~kept["triton"].isin(frame["triton"])]
+    # stable: within a version the order of the cases
+    return pd.concat([kept, frame]).sort_values("triton", kind="stable")
+
+
+def check(arguments: argparse.Namespace) -> dict:
+    """Measure, print the table and the failures, write the rows of a whole run."""
+    start = time.monotonic()
+    whole = not arguments.quick and not arguments.sm and not arguments.kernel
+    tasks = select(arguments.sm or MEASURED, arguments.kernel or KERNELS, arguments.quick)
+    rows = measure_all(tasks, arguments.jobs)
+    frame = pd.DataFrame(rows)
+    print(render(frame))
+    failures = [sentence for row in rows for sentence in broken(row)]
+    for sentence in failures:
+        print(f"check_arch: {sentence}", file=sys.stderr)
+    if whole:
+        out = from_root(arguments.out)
+        merged = merge(out, frame)
+        write_atomically(out, lambda path: merged.to_csv(path, index=False))
+    return {
+        "out": terse(from_root(arguments.out)) if whole else None,
+        "triton": triton.__version__,
+        "rows": len(rows),
+        "broken": len(failures),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def main() -> None:
+    with one_sentence("check_arch"):
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--sm", type=int, nargs="+", choices=MEASURED)
+        parser.add_argument("--kernel", nargs="+", choices=tuple(KERNELS))
+        parser.add_argument("--quick", action="store_true")
+        parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+        parser.add_argument("--out", default="results/bench/arch.csv")
+        document = check(parser.parse_args())
+        print(json.dumps(document))
+        sys.exit(1 if document["broken"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Time calls on a CUDA device, one sample of each in turn, so that a drifting clock hits all alike.
+
+A sample is a mean over consecutive calls between two CUDA events, 2 ms of them or more: an event's
+resolution is 0.5 us, and a single call in an empty queue would be timed with the host's latency.
+The calls of a sample go round copies of the operands, together larger than the L2 cache, because a
+weight that was just read is served from L2 in a loop and from memory in a model.
+
+Eager samples contain the host where it is the slower side, which is what eager execution costs.
+Graph samples do not: the device first sleeps for 0.1 ms, while start event and graph are queued.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Call = Callable[[], torch.Tensor]
+Sampler = Callable[[], float]  # one sample: ms per call
+Key = TypeVar("Key", bound=Hashable)
+
+SAMPLE_MS = 2.0
+MOST_CALLS = 512  # of one sample: a graph of more nodes takes longer to instantiate than to time
+SLEEP_CYCLES = 200_000  # 0.1 ms at 1.98 GHz; launching a graph takes the host about a tenth
+COLD = (
+    1.5  # caches the other copies fill between two uses of one: L2 does not evict in strict order
+)
+MEMORY_SHARE = 0.5  # of the free memory that all copies of the operands may take
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """20th, 50th and 80th percentile of the samples, in ms per call."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+
+
+def percentiles(samples: Sequence[float]) -> Percentiles:
+    """Summarize samples; linear between neighbours.
+
+    Raises:
+        ValueError: no samples, or one that is not a positive number.
+    """
+    if len(samples) == 0 or not all(math.isfinite(s) and s > 0 for s in samples):
+        raise ValueError(f"percentiles: samples must be positive times in ms, got {samples}")
+    return Percentiles(*(float(p) for p in np.percentile(samples, (20, 50, 80))))
+
+
+def copies_for(call_bytes: int, operand_bytes: int, l2_bytes: int, free_bytes: int) -> int:
+    """Count the copies of the operands that keep L2 cold, as far as memory allows.
+
+    Args:
+        call_bytes: what the smallest path reads and writes in one call.
+        operand_bytes: what one copy takes, for all paths together.
+        l2_bytes, free_bytes: the device's L2 cache and free memory.
+
+    Returns:
+        1 or more; 1 is one copy, used again and again.
+    """
+    wanted = 1 + math.ceil(COLD * l2_bytes / call_bytes)
+    return max(1, min(wanted, int(MEMORY_SHARE * free_bytes) // operand_bytes))
+
+
+def interleave(samplers: Mapping[Key, Sampler], rounds: int) -> dict[Key, list[float]]:
+    """Take one sample of each in turn, `rounds` times over, after one round that is not kept."""
+    samples: dict[Key, list[float]] = {key: [] for key in samplers}
+    for number in range(rounds + 1):
+        for key, sample in samplers.items():
+            taken = sample()
+            if number > 0:
+                samples[key].append(taken)
+    return samples
+
+
+def passes_for(pass_ms: float, calls: int) -> int:
+    """Count the rounds over all copies that fill a sample."""
+    return max(1, min(math.ceil(SAMPLE_MS / max(pass_ms, 1e-6)), MOST_CALLS // calls))
+
+
+def cuda_sampler(calls: Sequence[Call], graph: bool) -> Sampler:
+    """Prepare samples of one path: warm up, choose their length, capture.
+
+    Args:
+        calls: the same work on each copy of the operands.
+        graph: replay a CUDA graph of the calls, or make them one by one.
+
+    Returns:
+        a function that takes one sample and returns ms per call.
+
+    Raises:
+        whatever the calls or their capture raise.
+    """
+
+    def run(passes: int) -> None:
+        for _ in range(passes):
+            for call in calls:
+                call()
+
+    run(2)  # the first call compiles and tunes
+    pass_ms = _event_ms(lambda: run(1))
+    passes = passes_for(pass_ms, len(calls))
+    count = passes * len(calls)
+    if not graph:
+        return lambda: _event_ms(lambda: run(passes)) / count
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        run(passes)
+    captured.replay()
+    return lambda: _event_ms(captured.replay, SLEEP_CYCLES) / count
+
+
+def _event_ms(work: Callable[[], None], sleep_cycles: int = 0) -> float:
+    """Return the device's ms from before the first to after the last kernel of `work`."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    if sleep_cycles:
+        torch.cuda._sleep(sleep_cycles)
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)

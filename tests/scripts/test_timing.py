@@ -1,0 +1,144 @@
+import contextlib
+
+import pytest
+import torch
+
+from scripts.timing import (
+    MOST_CALLS,
+    Percentiles,
+    copies_for,
+    cuda_sampler,
+    interleave,
+    passes_for,
+    percentiles,
+)
+
+
+def test_percentiles_of_known_samples():
+    assert percentiles([float(value) for value in range(1, 12)]) == Percentiles(3.0, 6.0, 9.0)
+    assert percentiles([2.0]) == Percentiles(2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("samples", [[], [1.0, 0.0], [1.0, float("nan")], [-1.0]])
+def test_times_are_positive(samples):
+    with pytest.raises(ValueError, match="samples must be positive times in ms"):
+        percentiles(samples)
+
+
+def test_paths_are_taken_in_turn_and_the_first_round_is_not_kept():
+    order = []
+
+    def sampler(name, values):
+        def sample():
+            order.append(name)
+            return next(values)
+
+        return sample
+
+    made = {"a": sampler("a", iter((9.0, 1.0, 2.0))), "b": sampler("b", iter((8.0, 3.0, 4.0)))}
+    assert interleave(made, rounds=2) == {"a": [1.0, 2.0], "b": [3.0, 4.0]}
+    assert order == ["a", "b"] * 3
+    assert interleave({}, rounds=2) == {}
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    "call, operand, free, copies",
+    [
+        (60 * MIB, 100 * MIB, 10**12, 3),  # 1.5 caches of 60 MiB between two uses of a copy
+        (21 * MIB, 100 * MIB, 10**12, 6),
+        (1000 * MIB, 3000 * MIB, 10**12, 2),  # never one, where memory allows
+        (21 * MIB, 100 * MIB, 600 * MIB, 3),  # half of the free memory
+        (21 * MIB, 100 * MIB, 50 * MIB, 1),
+    ],
+)
+def test_copies_are_larger_than_the_cache(call, operand, free, copies):
+    assert copies_for(call, operand, 60 * MIB, free) == copies
+
+
+@pytest.mark.parametrize(
+    "pass_ms, calls, passes",
+    [(0.5, 2, 4), (0.3, 2, 7), (5.0, 2, 1), (0.001, 4, MOST_CALLS // 4), (0.0, 600, 1)],
+)
+def test_a_sample_lasts_long_enough(pass_ms, calls, passes):
+    assert passes_for(pass_ms, calls) == passes
+
+
+class PretendCuda:
+    """A device on which a call takes `ms` and a graph replays the calls that were captured."""
+
+    def __init__(self, ms):
+        self.ms, self.clock, self.slept, self.made = ms, 0.0, [], []
+        self.capturing = False
+
+    def call(self, name):
+        def made():
+            self.made.append((name, self.capturing))
+            self.clock += 0 if self.capturing else self.ms
+
+        return made
+
+    def patch(self, monkeypatch):
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = device.clock
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        class Graph:
+            def replay(self):
+                device.clock += 0.5 * device.ms * self.calls  # no host in between
+
+        @contextlib.contextmanager
+        def graph(captured):
+            before, device.capturing = len(device.made), True
+            yield
+            captured.calls, device.capturing = len(device.made) - before, False
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "_sleep", self.slept.append, raising=False)
+
+
+def test_a_sample_is_the_mean_of_a_call(monkeypatch):
+    device = PretendCuda(ms=0.25)
+    device.patch(monkeypatch)
+    calls = [device.call("a"), device.call("b")]
+    eager = cuda_sampler(calls, graph=False)
+    device.made.clear()
+    assert eager() == pytest.approx(0.25)
+    assert device.made == [("a", False), ("b", False)] * 4  # 2 ms
+    assert device.slept == []  # the host's time is part of it
+    graph = cuda_sampler(calls, graph=True)
+    assert device.made[-8:] == [("a", True), ("b", True)] * 4
+    device.made.clear()
+    assert graph() == pytest.approx(0.125)
+    assert device.made == [] and len(device.slept) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_work_that_is_twice_as_long_takes_twice_as_long(graph):
+    """`_sleep` counts clock ticks, so that two lengths of it must come out 1 : 2."""
+    x = torch.zeros(1, device="cuda")
+
+    def call(cycles):
+        return lambda: (torch.cuda._sleep(cycles), x)[1]
+
+    made = {cycles: cuda_sampler([call(cycles)] * 2, graph) for cycles in (10**6, 2 * 10**6)}
+    medians = {key: percentiles(s).p50_ms for key, s in interleave(made, 5).items()}
+    assert medians[2 * 10**6] / medians[10**6] == pytest.approx(2, rel=0.1)
+    assert 0.3 < medians[10**6] < 3  # at 3.3 and 0.3 GHz
