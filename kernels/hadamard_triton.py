@@ -30,7 +30,7 @@ def hadamard_factor(GROUPS: tl.constexpr, ORDER: tl.constexpr):  # -> (GROUPS, 1
     low = (i & 3) + (j & 3) == 3
     if ORDER == 16:
         high = (i >> 2) + (j >> 2) == 3
-        entry = tl.where(low == high, -0.25, 0.25)
+        entry = tl.where(low == high, 0.25, -0.25)
     else:
         entry = tl.where((i >> 2) == (j >> 2), tl.where(low, -0.5, 0.5), 0.0)
     return tl.broadcast_to(entry, (GROUPS, 16, 16)).to(tl.bfloat16)

@@ -118,9 +118,10 @@ def norm_cases() -> Iterator[Case]:
         def draw(m, residual=residual, norm=norm, before=before):
             k = HIDDEN
             rows = [_rows(m, k), _rows(m, k) if residual else None]
-            vectors = [
-                _vector(k) if wanted else None for wanted in (residual, residual, norm, norm)
-            ]
+            # weight, gate, next_weight, next_scale: adaLN's are fp32 tables in the engine
+            kinds = ((residual, torch.bfloat16), (residual, torch.float32))
+            kinds += ((norm, torch.bfloat16), (norm, torch.float32))
+            vectors = [_vector(k, dtype) if wanted else None for wanted, dtype in kinds]
             smooth = _vector(k, torch.float32) if before and before[0] else None
             outputs = [torch.empty_like(rows[0]) if residual else None]
             outputs += [torch.empty_like(rows[0]) if norm and not before else None]

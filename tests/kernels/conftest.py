@@ -37,13 +37,19 @@ def major_minor(package: str) -> tuple[int, ...]:
 
 @pytest.fixture(scope="session")
 def run_interpreted(run_child, tmp_path_factory):
-    """Return a function: kernel module, {name: (launch args, config)} -> {name: args after}."""
+    """Return a function: kernel module, cases -> {name: args after the launch}.
+
+    A case is {name: (launch args, config)} or {name: (launch args, config, keyword args)}.
+    """
     if major_minor("triton") < (3, 7) and major_minor("numpy") >= (2, 4):
         pytest.skip("the interpreter of Triton 3.6 runs no loop with numpy >= 2.4; take Triton 3.7")
 
     def run(module: str, cases: dict) -> dict:
         folder = tmp_path_factory.mktemp("interpreted")
-        plain = {name: (args, asdict(config)) for name, (args, config) in cases.items()}
+        plain = {
+            name: (args, asdict(config), dict(*keywords))
+            for name, (args, config, *keywords) in cases.items()
+        }
         torch.save({"module": module, "cases": plain}, folder / "in.pt")
         run_child(str(CHILD), str(folder / "in.pt"), str(folder / "out.pt"), TRITON_INTERPRET="1")
         return torch.load(folder / "out.pt", weights_only=True)
@@ -55,23 +61,56 @@ def run_interpreted(run_child, tmp_path_factory):
 def assert_within_two_eps():
     """Return a check of int8_gemm's output against fp64, to 2 eps(out dtype) of its terms.
 
-    fp32 out: at most four roundings (sum to fp32, two scales, bias) of eps/2 each make 2 eps. bf16
-    and fp16 out: one cast of eps/2, or eps where it truncates as Triton's interpreter does, and
-    fp32's share is invisible beside it. The bound is relative to |product| + |bias| because the
-    bias may cancel the product; below the smallest normal number the step no longer shrinks.
+    fp32 out: at most four roundings (sum to fp32, two scales, bias) of eps/2 each make 2 eps; gate
+    and residual add one each, so both together make 3. bf16 and fp16 out: one cast of eps/2, or eps
+    where it truncates as Triton's interpreter does, and fp32's share is invisible beside it. The
+    bound is relative to |gate| (|product| + |bias|) + |residual| because terms may cancel; below
+    the smallest normal number the step no longer shrinks.
     """
 
-    def check(x, x_scale, w, w_scale, bias, out):
+    def check(x, x_scale, w, w_scale, bias, out, *, gate=None, residual=None):
         sums = x.double() @ w.double().t()  # exact: |sum| < 2^53
         product = sums * x_scale.double()[:, None] * w_scale.double()
         offset = torch.zeros_like(w_scale).double() if bias is None else bias.double()
+        factor = torch.ones_like(w_scale).double() if gate is None else gate.double()
+        start = torch.zeros_like(product) if residual is None else residual.double()
+        truth = start + factor * (product + offset)
+        size = start.abs() + factor.abs() * (product.abs() + offset.abs())
+        roundings = 3 + sum(operand is not None for operand in (bias, gate, residual))
         info = torch.finfo(out.dtype)
-        bound = 2 * info.eps * (product.abs() + offset.abs()) + info.smallest_normal * info.eps
-        excess = (out.double() - (product + offset)).abs() - bound
-        worst = excess.flatten().topk(min(10, excess.numel()))
-        assert (excess <= 0).all(), f"ten largest excesses {worst.values} at {worst.indices}"
+        steps = max(2, roundings / 2) if out.dtype == torch.float32 else 2
+        assert_within(out, truth, steps * info.eps * size + info.smallest_normal * info.eps)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def assert_swiglu_within_two_eps():
+    """Return a check of int8_gemm_swiglu's output against fp64: 2 eps(out dtype) and fp32's share.
+
+    fp32's share, in eps of the result: three roundings in each product (3), the quotient (2: Triton
+    divides fp32 to 2 ulp), the sum below it and the last product (1), the exponential (2), and what
+    the error of y1, 1.5 eps and one rounding more on its way to base 2, does to exp(-y1): 2 |y1|.
+    """
+
+    def check(x, x_scale, w, w_scale, out):
+        y = (x.double() @ w.double().t()) * x_scale.double()[:, None] * w_scale.double()
+        y1, y3 = y.chunk(2, dim=1)
+        truth = y1 * torch.sigmoid(y1) * y3
+        info, fp32 = torch.finfo(out.dtype), torch.finfo(torch.float32)
+        steps = fp32.eps * (8 + 2 * y1.abs())
+        if out.dtype != torch.float32:
+            steps += 2 * info.eps
+        assert_within(out, truth, steps * truth.abs() + info.smallest_normal * info.eps)
+
+    return check
+
+
+def assert_within(out: torch.Tensor, truth: torch.Tensor, bound: torch.Tensor) -> None:
+    assert out.shape == truth.shape
+    excess = (out.double() - truth).abs() - bound
+    worst = excess.flatten().topk(min(10, excess.numel()))
+    assert (excess <= 0).all(), f"ten largest excesses {worst.values} at {worst.indices}"
 
 
 @pytest.fixture
@@ -108,3 +147,21 @@ def build_ptx(monkeypatch, tmp_path):
         return triton.compile(source, target=target, options=options).asm["ptx"]
 
     return build
+
+
+@pytest.fixture
+def compile_launch(monkeypatch, tmp_path):
+    """Return a function that compiles what one call would launch, for a GPU that is not there."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1 in this process: its kernels cannot be compiled")
+    from scripts.arch_compile import compiling_for
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # never a build of an earlier run
+
+    def compile_one(capability: int, launch, *args, **keywords):
+        with compiling_for(capability) as builds:
+            launch(*args, **keywords)
+        (build,) = builds
+        return build
+
+    return compile_one

@@ -2,8 +2,8 @@
 
 A process of its own, because Triton reads TRITON_INTERPRET when a kernel is *defined*: in a pytest
 process that has imported Triton already (torch does it too) the variable comes too late. conftest
-starts it with the variable set. IN holds {"module", "cases": {name: (args, config)}}; OUT gets
-{name: args} as the launches left them.
+starts it with the variable set. IN holds {"module", "cases": {name: (args, config, keywords)}};
+OUT gets {name: args} as the launches left them.
 """
 
 import sys
@@ -41,9 +41,9 @@ def main(path_in: str, path_out: str) -> None:
     repair_interpreter()
     job = torch.load(path_in, weights_only=True)
     module = import_module(job["module"])
-    for args, config in job["cases"].values():
-        module.launch(*args, module.Config(**config))
-    torch.save({name: args for name, (args, _) in job["cases"].items()}, path_out)
+    for args, config, keywords in job["cases"].values():
+        module.launch(*args, module.Config(**config), **keywords)
+    torch.save({name: case[0] for name, case in job["cases"].items()}, path_out)
 
 
 if __name__ == "__main__":

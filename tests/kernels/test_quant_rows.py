@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kernels.quant_rows import quant_rows
+from quant.rotate import rotate
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -114,6 +115,17 @@ def test_smoothing_divides_before_the_maximum_is_taken():
     assert (codes != 0).float().mean() > 0.9  # without smoothing nearly all codes would be 0
 
 
+@pytest.mark.parametrize("rotation", [4, 16, 64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rotation_comes_before_the_maximum_is_taken(dtype, rotation):
+    x = draw(4, 192, dtype=dtype)
+    x[:, 5] *= 1000  # an outlier channel
+    codes, scale = quant_rows(x, rotation=rotation)
+    again = quant_rows(rotate(x.float(), rotation))
+    assert torch.equal(codes, again[0]) and torch.equal(scale, again[1])
+    assert scale.max() < quant_rows(x)[1].max() / (rotation**0.5 / 2)
+
+
 def test_the_input_is_left_alone():
     x = draw(4, 32)
     before = x.clone()
@@ -144,6 +156,7 @@ def test_x_may_be_strided():
 @pytest.mark.parametrize("smooth", [None, torch.full((32,), 2.0)], ids=["plain", "smooth"])
 def test_opcheck(x, smooth):
     torch.library.opcheck(torch.ops.dit8.quant_rows.default, (x, smooth))
+    torch.library.opcheck(torch.ops.dit8.quant_rows.default, (x, None, 16))
 
 
 def test_compiles_without_graph_breaks_for_any_m():
@@ -151,11 +164,12 @@ def test_compiles_without_graph_breaks_for_any_m():
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
     def dequantized(x):
         codes, scale = quant_rows(x[None])
-        return codes * scale
+        return codes * scale + quant_rows(x[None], rotation=4)[0]
 
     for m in (17, 5):
         codes, scale = quant_rows(draw(m, 32)[None])
-        assert torch.equal(dequantized(draw(m, 32)), codes * scale)
+        rotated, _ = quant_rows(draw(m, 32)[None], rotation=4)
+        assert torch.equal(dequantized(draw(m, 32)), codes * scale + rotated)
 
 
 WRONG = {
@@ -181,3 +195,16 @@ WRONG = {
 def test_errors_say_what_was_got_and_what_to_do(x, smooth, message):
     with pytest.raises(ValueError, match="^quant_rows: " + message):
         quant_rows(x, smooth)
+
+
+@pytest.mark.parametrize("rotation, k", [(-4, 32), (8, 32), (16, 24), (1024, 2048)])
+def test_a_rotation_that_does_not_fit_is_an_error(rotation, k):
+    message = rf"^quant_rows: rotation must be 0 or .* 4 to 256 .* K={k}, got {rotation}; pass"
+    with pytest.raises(ValueError, match=message):
+        quant_rows(torch.zeros(2, k), rotation=rotation)
+
+
+def test_smooth_and_rotation_are_an_error():
+    message = r"^quant_rows: smooth must be None beside rotation=4, got \(8,\) float32; keep one"
+    with pytest.raises(ValueError, match=message):
+        quant_rows(torch.zeros(2, 8), torch.ones(8), rotation=4)

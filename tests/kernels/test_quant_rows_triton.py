@@ -153,7 +153,7 @@ def test_builds_divide_as_ieee_does_and_keep_the_rounding(build_ptx, capability)
     assert ptx.count("ld.global.v4.b32") == 9 + 2 * 9  # smooth takes two
 
 
-def test_builds_rotate_on_the_tensor_cores_and_spill_nothing(build_ptx):
+def test_builds_rotate_on_the_tensor_cores(build_ptx):
     types = dict(x_ptr="*bf16", codes_ptr="*i8", scale_ptr="*fp32", stride_xm="i32")
     constants = dict(smooth_ptr=None, K=12288, ROTATION=256, BLOCK_K=4096)
     ptx = build_ptx(module.quant_rows_kernel, types, constants, 90, num_warps=8)
