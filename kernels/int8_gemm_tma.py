@@ -43,9 +43,15 @@ LAUNCH_REGISTERS = {1: 232, 2: 168, 3: 128}
 CONSUMER_REGISTERS = {1: 232, 2: 240, 3: 160}
 
 
-def spills(config: TmaConfig, *, has_residual: bool) -> bool:
-    """Tell whether a tile runs out of registers: three consumers have no room for a residual."""
-    return has_residual and config.consumers == 3 and config.block_n == 256
+def offered(config: TmaConfig, *, swiglu: bool, has_residual: bool) -> bool:
+    """Tell whether a tile exists for an epilogue.
+
+    Three consumers of 256 columns have no registers left for a residual, and half of 64 columns is
+    less than a line of the store.
+    """
+    if has_residual and config.consumers == 3 and config.block_n == 256:
+        return False
+    return not (swiglu and config.block_n == 64)
 
 
 def obstacle(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> str | None:

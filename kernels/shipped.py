@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kernels.int8_gemm_triton import Config
 
-# (block_m, block_n, block_k, num_warps, num_stages), compute capabilities, what is in the way
+ALL = ("plain", "residual", "swiglu")
+# (block_m, block_n, block_k, num_warps, num_stages), epilogues, compute capabilities, the obstacle
 EXCLUDED = (
-    ((128, 256, 128, 8, 4), (86, 89, 120), "144 KiB of shared memory, 99 fit"),
-    ((128, 64, 128, 4, 3), (80, 86, 89), "8 bytes of stack, 2 spill instructions"),
-    ((128, 128, 128, 4, 3), (100,), "8 bytes of stack, 2 spill instructions at a K tail"),
+    ((128, 256, 128, 8, 4), ALL, (86, 89, 120), "144 KiB of shared memory, 99 fit"),
+    ((128, 64, 128, 4, 3), ALL, (80, 86, 89), "8 bytes of stack, 2 spill instructions"),
+    ((128, 128, 128, 4, 3), ALL, (100,), "8 bytes of stack, 2 spill instructions at a K tail"),
 )
 
 MEASURED = (80, 86, 89, 90, 100, 120)  # compute capability 8.0, 8.6, ...
@@ -38,21 +39,37 @@ def measured_capability(capability: int) -> int:
     return max(known for known in MEASURED if known <= capability)
 
 
-def obstacle(config: "Config", capability: int) -> str | None:
-    """Return what keeps a tile from being offered on a GPU, or None."""
+def obstacle(
+    config: "Config", capability: int, *, swiglu: bool = False, has_residual: bool = False
+) -> str | None:
+    """Return what keeps a tile from being offered on a GPU, or None.
+
+    Args:
+        config: a tile of kernels.int8_gemm_triton; its group_m does not matter.
+        capability: compute capability, 86 for 8.6.
+        swiglu, has_residual: the epilogue. A SwiGLU holds two sums and a residual one more operand,
+            so that they spill where the plain epilogue does not.
+
+    Raises:
+        ValueError: the GPU is older than 8.0.
+    """
     tile = (config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages)
+    epilogue = "swiglu" if swiglu else "residual" if has_residual else "plain"
     known = measured_capability(capability)
-    for excluded, capabilities, reason in EXCLUDED:
-        if tile == excluded and known in capabilities:
+    for excluded, epilogues, capabilities, reason in EXCLUDED:
+        if tile == excluded and epilogue in epilogues and known in capabilities:
             return reason
     return None
 
 
-def configs_for(capability: int) -> "tuple[Config, ...]":
+def configs_for(
+    capability: int, *, swiglu: bool = False, has_residual: bool = False
+) -> "tuple[Config, ...]":
     """Return the tiles of kernels.int8_gemm_triton.CONFIGS that are offered on a GPU.
 
     Args:
         capability: compute capability, 86 for 8.6.
+        swiglu, has_residual: the epilogue.
 
     Returns:
         at least one tile, in the order of CONFIGS.
@@ -64,4 +81,5 @@ def configs_for(capability: int) -> "tuple[Config, ...]":
     """
     from kernels.int8_gemm_triton import CONFIGS
 
-    return tuple(config for config in CONFIGS if obstacle(config, capability) is None)
+    epilogue = {"swiglu": swiglu, "has_residual": has_residual}
+    return tuple(config for config in CONFIGS if obstacle(config, capability, **epilogue) is None)

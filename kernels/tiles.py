@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kernels.int8_gemm_tma import SHAPES, TmaConfig, spills
+from kernels.int8_gemm_tma import SHAPES, TmaConfig, offered
 from kernels.int8_gemm_triton import Config
 from kernels.shipped import obstacle
 from quant.errors import UserError
@@ -130,7 +130,8 @@ def choose(
     """
     found = _lookup(op, m, n, k, torch.cuda.get_device_name(device))
     if found is not None and (
-        found.kind == "mma" or (tma and not spills(found.config, has_residual=has_residual))
+        found.kind == "mma"
+        or (tma and offered(found.config, swiglu=op == "swiglu", has_residual=has_residual))
     ):
         return found
     capability = torch.cuda.get_device_capability(device)
@@ -172,10 +173,11 @@ def rule(
     """
     if capability == 90 and tma and m >= 128:
         fitting = [TmaConfig(*shape, 8) for shape in SHAPES]
-        fitting = [config for config in fitting if not spills(config, has_residual=has_residual)]
+        swiglu = op == "swiglu"
+        fitting = [c for c in fitting if offered(c, swiglu=swiglu, has_residual=has_residual)]
 
         def useful(config: TmaConfig) -> float:
-            columns = config.block_n // 2 if op == "swiglu" else config.block_n
+            columns = config.block_n // 2 if swiglu else config.block_n
             rows = config.consumers * config.rows
             tiles = math.ceil(m / rows) * math.ceil(n / columns)
             slots = math.ceil(tiles / processors) * processors

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -63,22 +63,26 @@ class Product:
     k: int
 
 
-def candidates(product: Product, capability: int) -> list:
-    """List the choices worth timing for a product on a GPU: at least 36 of them from 128 rows on.
+def candidates(op: str, capability: int) -> list:
+    """List the choices that are timed for every product on a GPU: 36 or more of them.
 
-    A tile more than four times as tall as M computes mostly rows that are thrown away.
+    Every tile that is offered there, with two heights of the band of rows that one sweep over N
+    serves. Tall tiles are not spared few rows: what they waste is soon seen.
     """
     from kernels import int8_gemm_tma
     from kernels.shipped import configs_for
     from kernels.tiles import Choice
 
-    tallest = max(64, 4 * product.m)
-    found = [Choice("mma", c) for c in configs_for(capability) if c.block_m <= tallest]
+    found = [
+        Choice("mma", replace(config, group_m=group_m))
+        for config in configs_for(capability)
+        for group_m in (4, 16)
+    ]
     if capability == 90:
         found += [
-            Choice("tma", c)
-            for c in int8_gemm_tma.CONFIGS
-            if c.consumers * c.rows <= max(128, 4 * product.m)
+            Choice("tma", config)
+            for config in int8_gemm_tma.CONFIGS
+            if int8_gemm_tma.offered(config, swiglu=op == "swiglu", has_residual=False)
         ]
     return found
 
@@ -175,7 +179,7 @@ def tune(product: Product, device: torch.device, capability: int):
         except OutOfResources:
             return None
 
-    choice, ms, bf16_ms = fastest(candidates(product, capability), sampler_of)
+    choice, ms, bf16_ms = fastest(candidates(product.op, capability), sampler_of)
     return Entry(
         product.op, product.m, product.n, product.k, choice, round(ms, 5), round(bf16_ms, 5)
     )
@@ -186,7 +190,7 @@ def compile_share(share: int, shares: int, products: Sequence[Product], capabili
     device = torch.device("cuda")
     todo = {}
     for product in products:
-        for choice in candidates(product, capability):
+        for choice in candidates(product.op, capability):
             todo.setdefault((product.op, product.n % 16, product.k % 256, choice), product)
     for (_, _, _, choice), product in list(todo.items())[share::shares]:
         few = Product(product.name, product.op, 16, product.n, product.k)
