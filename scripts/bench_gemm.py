@@ -126,6 +126,7 @@ def cuda_machine(name: str, told_tflops: float | None) -> Machine:
         )
     try:
         device = torch.device(name)
+        device = torch.device(device.type, device.index or 0)  # set_device wants a number
         torch.cuda.set_device(device)
     except (RuntimeError, ValueError) as error:
         raise UserError(
