@@ -66,13 +66,15 @@ class Product:
     ROWS: gl.constexpr
     BLOCK_N: gl.constexpr
     STAGES: gl.constexpr
+    STORES: gl.constexpr
     GROUP_M: gl.constexpr
     SWIGLU: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(
         self, x_desc, w_desc, out_desc, x_bufs, w_bufs, out_bufs, ready, empty, x_scale, w_scale,
-        bias, gate, residual, stride_rm, M, N, K, CONSUMERS, ROWS, BLOCK_N, STAGES, GROUP_M, SWIGLU,
+        bias, gate, residual, stride_rm, M, N, K, CONSUMERS, ROWS, BLOCK_N, STAGES, STORES,
+        GROUP_M, SWIGLU,
     ):  # fmt: skip
         self.x_desc, self.w_desc, self.out_desc = x_desc, w_desc, out_desc
         self.x_bufs, self.w_bufs, self.out_bufs = x_bufs, w_bufs, out_bufs
@@ -82,6 +84,7 @@ class Product:
         self.stride_rm, self.M, self.N, self.K = _value(stride_rm), M, _value(N), _value(K)
         self.CONSUMERS, self.ROWS = gl.constexpr(CONSUMERS), gl.constexpr(ROWS)
         self.BLOCK_N, self.STAGES = gl.constexpr(BLOCK_N), gl.constexpr(STAGES)
+        self.STORES = gl.constexpr(STORES)
         self.GROUP_M, self.SWIGLU = gl.constexpr(GROUP_M), gl.constexpr(SWIGLU)
 
 
@@ -136,13 +139,17 @@ def halves(x):  # (R, C) -> two of (R, C / 2)
 
 
 @gluon.jit
-def scaled(p, acc, off_m, off_n, first_channel):
+def load_w_scale(p, first_channel, off_n, like):
+    """Load the scales of the columns of a chunk, laid out for it."""
+    offs_n = off_n + gl.arange(0, like.shape[1], gl.SliceLayout(0, like.type.layout))
+    return gl.load(p.w_scale + first_channel + offs_n, mask=offs_n < p.N, other=0.0)
+
+
+@gluon.jit
+def scaled(acc, x_scale, w_scale):
     """Turn sums into fp32: times the row's scale, times the column's."""
-    offs_m = off_m + gl.arange(0, acc.shape[0], gl.SliceLayout(1, acc.type.layout))
-    offs_n = off_n + gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
-    x_scale = gl.load(p.x_scale + offs_m, mask=offs_m < p.M, other=0.0)
-    w_scale = gl.load(p.w_scale + first_channel + offs_n, mask=offs_n < p.N, other=0.0)
-    return acc.to(gl.float32) * x_scale[:, None] * w_scale[None, :]
+    rows = gl.convert_layout(x_scale, gl.SliceLayout(1, acc.type.layout))
+    return acc.to(gl.float32) * rows[:, None] * w_scale[None, :]
 
 
 @gluon.jit
@@ -163,9 +170,10 @@ def add_rest(p, y, off_m, off_n):
 
 
 @gluon.jit
-def store(p, y, buffer, off_m, off_n):
-    """Send one chunk of columns out through the warpgroup's buffer."""
-    tma.store_wait(0)  # the chunk before it has left
+def store(p, y, off_m, off_n, CONSUMER: gl.constexpr, CHUNK: gl.constexpr):
+    """Send one chunk of columns out, through the warpgroup's one or two buffers in turn."""
+    buffer = p.out_bufs.index(p.STORES * CONSUMER + CHUNK % p.STORES)
+    tma.store_wait(p.STORES - 1)  # what this buffer held has left
     buffer.store(y.to(p.out_desc.dtype))
     fence_async_shared()
     tma.async_copy_shared_to_global(p.out_desc, [off_m, off_n], buffer)
@@ -173,27 +181,30 @@ def store(p, y, buffer, off_m, off_n):
 
 # A chunk at a time: scaled as a whole, a tile needs twice its accumulators in registers.
 @gluon.jit
-def finish(p, acc, buffer, off_m, off_n):
+def finish(p, acc, x_scale, off_m, off_n, CONSUMER: gl.constexpr, CHUNK: gl.constexpr):
     if acc.shape[1] > p.out_desc.block_type.shape[1]:
         left, right = halves(acc)
-        finish(p, left, buffer, off_m, off_n)
-        finish(p, right, buffer, off_m, off_n + left.shape[1])
+        finish(p, left, x_scale, off_m, off_n, CONSUMER, 2 * CHUNK)
+        finish(p, right, x_scale, off_m, off_n + left.shape[1], CONSUMER, 2 * CHUNK + 1)
     else:
-        y = scaled(p, acc, off_m, off_n, 0)
-        store(p, add_rest(p, y, off_m, off_n), buffer, off_m, off_n)
+        y = scaled(acc, x_scale, load_w_scale(p, 0, off_n, acc))
+        store(p, add_rest(p, y, off_m, off_n), off_m, off_n, CONSUMER, CHUNK)
 
 
 @gluon.jit
-def finish_swiglu(p, acc1, acc3, buffer, off_m, off_n):
+def finish_swiglu(
+    p, acc1, acc3, x_scale, off_m, off_n, CONSUMER: gl.constexpr, CHUNK: gl.constexpr
+):
     if acc1.shape[1] > p.out_desc.block_type.shape[1]:
         left1, right1 = halves(acc1)
         left3, right3 = halves(acc3)
-        finish_swiglu(p, left1, left3, buffer, off_m, off_n)
-        finish_swiglu(p, right1, right3, buffer, off_m, off_n + left1.shape[1])
+        finish_swiglu(p, left1, left3, x_scale, off_m, off_n, CONSUMER, 2 * CHUNK)
+        off_n += left1.shape[1]
+        finish_swiglu(p, right1, right3, x_scale, off_m, off_n, CONSUMER, 2 * CHUNK + 1)
     else:
-        y1 = scaled(p, acc1, off_m, off_n, 0)
-        y3 = scaled(p, acc3, off_m, off_n, p.N)
-        store(p, y1 / (1.0 + gl.exp(-y1)) * y3, buffer, off_m, off_n)
+        y1 = scaled(acc1, x_scale, load_w_scale(p, 0, off_n, acc1))
+        y3 = scaled(acc3, x_scale, load_w_scale(p, p.N, off_n, acc3))
+        store(p, y1 / (1.0 + gl.exp(-y1)) * y3, off_m, off_n, CONSUMER, CHUNK)
 
 
 @gluon.jit
@@ -211,6 +222,9 @@ def multiply_tiles(p, CONSUMER: gl.constexpr):
         pid_m, pid_n = tile_of(tile, blocks_m, blocks_n, p.GROUP_M)
         acc = gl.zeros([p.ROWS, OUT_N], gl.int32, layout)
         acc3 = acc
+        off_m = (pid_m * p.CONSUMERS + CONSUMER) * p.ROWS
+        offs_m = off_m + gl.arange(0, p.ROWS, gl.SliceLayout(1, layout))
+        x_scale = gl.load(p.x_scale + offs_m, mask=offs_m < p.M, other=0.0)  # long before its use
         for step in range(gl.cdiv(p.K, K_STEP)):
             mbarrier.wait(p.ready.index(stage), phase)
             x = p.x_bufs.index(p.CONSUMERS * stage + CONSUMER)
@@ -234,11 +248,10 @@ def multiply_tiles(p, CONSUMER: gl.constexpr):
         else:
             acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(p.empty.index((stage + p.STAGES - 1) % p.STAGES), count=1)
-        off_m = (pid_m * p.CONSUMERS + CONSUMER) * p.ROWS
         if p.SWIGLU:
-            finish_swiglu(p, acc, acc3, p.out_bufs.index(CONSUMER), off_m, pid_n * OUT_N)
+            finish_swiglu(p, acc, acc3, x_scale, off_m, pid_n * OUT_N, CONSUMER, 0)
         else:
-            finish(p, acc, p.out_bufs.index(CONSUMER), off_m, pid_n * OUT_N)
+            finish(p, acc, x_scale, off_m, pid_n * OUT_N, CONSUMER, 0)
     tma.store_wait(0)
 
 
@@ -276,6 +289,7 @@ def int8_gemm_tma_kernel(
     ROWS: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
+    STORES: gl.constexpr,  # buffers of a consumer for chunks on their way out: 1 or 2
     GROUP_M: gl.constexpr,
     SWIGLU: gl.constexpr,
     CONSUMER_REGS: gl.constexpr,
@@ -286,7 +300,9 @@ def int8_gemm_tma_kernel(
     out_block: gl.constexpr = out_desc.block_type.shape
     x_bufs = gl.allocate_shared_memory(gl.int8, [CONSUMERS * STAGES] + x_block, x_desc.layout)
     w_bufs = gl.allocate_shared_memory(gl.int8, [W_TILES] + w_block, w_desc.layout)
-    out_bufs = gl.allocate_shared_memory(out_desc.dtype, [CONSUMERS] + out_block, out_desc.layout)
+    out_bufs = gl.allocate_shared_memory(
+        out_desc.dtype, [STORES * CONSUMERS] + out_block, out_desc.layout
+    )
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -295,7 +311,7 @@ def int8_gemm_tma_kernel(
     p = Product(
         x_desc, w_desc, out_desc, x_bufs, w_bufs, out_bufs, ready, empty,
         x_scale_ptr, w_scale_ptr, bias_ptr, gate_ptr, residual_ptr, stride_rm,
-        M, N, K, CONSUMERS, ROWS, BLOCK_N, STAGES, GROUP_M, SWIGLU,
+        M, N, K, CONSUMERS, ROWS, BLOCK_N, STAGES, STORES, GROUP_M, SWIGLU,
     )  # fmt: skip
     if CONSUMERS == 1:
         gl.warp_specialize([(consumer_0, (p,)), (load_tiles, (p,))], [1], [24])

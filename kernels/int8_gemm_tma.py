@@ -10,6 +10,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.int8_gemm_gluon import int8_gemm_tma_kernel
 
+SHARED_BYTES = 226 * 1024  # of the 227 KiB that a block may use, 1 for the barriers
 LINE = 128  # bytes of one line of the swizzle that wgmma reads without bank conflicts
 
 
@@ -41,6 +42,15 @@ CONFIGS = tuple(TmaConfig(*shape, group_m) for shape in SHAPES for group_m in (8
 # Registers a thread: at launch, and a consumer's after the loading warpgroup has given up its own.
 LAUNCH_REGISTERS = {1: 232, 2: 168, 3: 128}
 CONSUMER_REGISTERS = {1: 232, 2: 240, 3: 160}
+
+
+def store_buffers(config: TmaConfig) -> int:
+    """Count a consumer's buffers for chunks on their way out: two where the ring leaves room.
+
+    With one, a chunk waits until the one before it has been read; with two it does not.
+    """
+    ring = config.stages * (config.consumers * config.rows + config.block_n) * LINE
+    return 2 if ring + 2 * config.consumers * config.rows * LINE <= SHARED_BYTES else 1
 
 
 def offered(config: TmaConfig, *, swiglu: bool, has_residual: bool) -> bool:
@@ -123,6 +133,7 @@ def launch(
         ROWS=config.rows,
         BLOCK_N=config.block_n,
         STAGES=config.stages,
+        STORES=store_buffers(config),
         GROUP_M=config.group_m,
         SWIGLU=swiglu,
         CONSUMER_REGS=CONSUMER_REGISTERS[config.consumers],

@@ -11,12 +11,41 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kernels.int8_gemm_triton import Config
 
-ALL = ("plain", "residual", "swiglu")
-# (block_m, block_n, block_k, num_warps, num_stages), epilogues, compute capabilities, the obstacle
+ALL = ("plain", "residual", "swiglu")  # plain: with or without a bias
+# (block_m, block_n, block_k, num_warps, num_stages), epilogues, compute capabilities, the obstacle;
+# of several measured rows the worst
 EXCLUDED = (
     ((128, 256, 128, 8, 4), ALL, (86, 89, 120), "144 KiB of shared memory, 99 fit"),
-    ((128, 64, 128, 4, 3), ALL, (80, 86, 89), "8 bytes of stack, 2 spill instructions"),
-    ((128, 128, 128, 4, 3), ALL, (100,), "8 bytes of stack, 2 spill instructions at a K tail"),
+    ((128, 256, 128, 8, 4), ("residual",), (80, 100), "32 bytes of stack, 22 spill instructions"),
+    ((128, 256, 128, 8, 4), ("residual",), (90,), "424 bytes of stack, 253 spill instructions"),
+    ((128, 256, 128, 8, 4), ("swiglu",), (80, 100), "168 bytes of stack, 71 spill instructions"),
+    (
+        *((128, 256, 128, 8, 3), ("residual",), (80, 86, 89, 100, 120)),
+        "32 bytes of stack, 22 spill instructions",
+    ),
+    ((128, 256, 128, 8, 3), ("residual",), (90,), "424 bytes of stack, 253 spill instructions"),
+    (
+        *((128, 256, 128, 8, 3), ("swiglu",), (80, 86, 89, 100, 120)),
+        "168 bytes of stack, 71 spill instructions",
+    ),
+    ((256, 128, 128, 8, 3), ("residual",), (90,), "104 bytes of stack, 61 spill instructions"),
+    (
+        *((128, 256, 64, 8, 3), ("residual",), (80, 86, 89, 100, 120)),
+        "32 bytes of stack, 15 spill instructions",
+    ),
+    ((128, 256, 64, 8, 3), ("residual",), (90,), "496 bytes of stack, 292 spill instructions"),
+    (
+        *((128, 256, 64, 8, 3), ("swiglu",), (80, 86, 89, 100, 120)),
+        "168 bytes of stack, 68 spill instructions",
+    ),
+    ((128, 128, 128, 4, 3), ("plain",), (100,), "8 bytes of stack, 2 spill instructions"),
+    ((128, 128, 128, 4, 3), ("residual",), (90,), "8 bytes of stack, 2 spill instructions"),
+    (
+        *((128, 128, 128, 4, 3), ("swiglu",), (80, 86, 89, 100, 120)),
+        "40 bytes of stack, 20 spill instructions",
+    ),
+    ((128, 64, 128, 4, 3), ("plain",), (80, 86, 89), "8 bytes of stack, 2 spill instructions"),
+    ((64, 256, 64, 4, 3), ("residual",), (90,), "680 bytes of stack, 413 spill instructions"),
 )
 
 MEASURED = (80, 86, 89, 90, 100, 120)  # compute capability 8.0, 8.6, ...
