@@ -219,7 +219,10 @@ def _run(op: str, out: torch.Tensor, x, x_scale, w, w_scale, bias=None, gate=Non
     swiglu = op == "swiglu"
     tma = int8_gemm_tma.obstacle(x, w, out) is None
     (m, k), n = x.shape, out.shape[1]
-    choice = choose(op, m, n, k, x.device, tma=tma, has_residual=residual is not None)
+    choice = choose(
+        op, m, n, k, x.device, tma=tma,
+        has_bias=bias is not None, has_residual=residual is not None or gate is not None,
+    )  # fmt: skip
     kernel = {"tma": int8_gemm_tma, "mma": int8_gemm_triton}[choice.kind]
     with torch.cuda.device(x.device):
         kernel.launch(
@@ -319,7 +322,13 @@ def int8_gemm(
     """
     _check("int8_gemm", x, x_scale, w, w_scale, bias, out_dtype, gate, residual)
     rows, k, n = x.shape[:-1], x.shape[-1], w.shape[0]
-    flat = None if residual is None else residual.reshape(-1, n)
+    flat = (
+        None
+        if residual is None
+        else residual.flatten(0, -2)
+        if residual.ndim > 1
+        else residual[None]
+    )
     out = _int8_gemm(x.reshape(-1, k), x_scale.reshape(-1), w, w_scale, bias, out_dtype, gate, flat)
     return out.reshape(*rows, n)
 

@@ -53,13 +53,19 @@ def store_buffers(config: TmaConfig) -> int:
     return 2 if ring + 2 * config.consumers * config.rows * LINE <= SHARED_BYTES else 1
 
 
-def offered(config: TmaConfig, *, swiglu: bool, has_residual: bool) -> bool:
+def offered(
+    config: TmaConfig,
+    *,
+    swiglu: bool = False,
+    has_bias: bool = False,
+    has_residual: bool = False,
+) -> bool:
     """Tell whether a tile exists for an epilogue.
 
-    Three consumers of 256 columns have no registers left for a residual, and half of 64 columns is
-    less than a line of the store.
+    Three consumers of 256 columns have no registers left for one more operand (with a bias, Triton
+    3.6 spills 16 bytes), and half of 64 columns is less than a line of the store.
     """
-    if has_residual and config.consumers == 3 and config.block_n == 256:
+    if (has_bias or has_residual) and config.consumers == 3 and config.block_n == 256:
         return False
     return not (swiglu and config.block_n == 64)
 
@@ -74,10 +80,12 @@ def obstacle(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> str | None:
     """
     for name, tensor in (("x", x), ("weight", w), ("out", out)):
         step = tensor.stride(0) * tensor.element_size()
-        if tensor.stride(1) != 1 or step % 16 or tensor.data_ptr() % 16:
+        overlaps = tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]
+        if tensor.stride(1) != 1 or overlaps or step % 16 or tensor.data_ptr() % 16:
             return (
-                f"{name} must have contiguous rows that start at multiples of 16 bytes, got "
-                f"strides {tuple(tensor.stride())} of {tensor.element_size()}-byte elements"
+                f"{name} must have contiguous rows that start at multiples of 16 bytes and do not "
+                f"overlap, got strides {tuple(tensor.stride())} of {tensor.element_size()}-byte "
+                "elements"
             )
     return None
 
@@ -88,7 +96,8 @@ def _layout(bits: int) -> gl.NVMMASharedLayout:
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors_of(device: torch.device) -> int:
+    """Count a CUDA device's multiprocessors; asked once, since launches are many."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -116,7 +125,7 @@ def launch(
     columns = config.block_n // 2 if swiglu else config.block_n
     tiles = triton.cdiv(m, config.consumers * config.rows) * triton.cdiv(n, columns)
     size = out.element_size()
-    int8_gemm_tma_kernel[(min(_processors(x.device), tiles),)](
+    int8_gemm_tma_kernel[(min(processors_of(x.device), tiles),)](
         TensorDescriptor.from_tensor(x, [config.rows, LINE], _layout(8)),
         TensorDescriptor.from_tensor(w, [columns, LINE], _layout(8)),
         TensorDescriptor.from_tensor(out, [config.rows, LINE // size], _layout(8 * size)),

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kernels.int8_gemm_tma import SHAPES, TmaConfig, offered
+from kernels.int8_gemm_tma import SHAPES, TmaConfig, offered, processors_of
 from kernels.int8_gemm_triton import Config
 from kernels.shipped import obstacle
 from quant.errors import UserError
@@ -72,7 +72,7 @@ def table_path(gpu: str) -> Path:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table that `write`s of scripts/tune.py made.
+    """Read a table that scripts/tune.py wrote.
 
     Raises:
         UserError: the file is not such a table.
@@ -112,7 +112,15 @@ def table_of(gpu: str) -> Table | None:
 
 
 def choose(
-    op: str, m: int, n: int, k: int, device: torch.device, *, tma: bool, has_residual: bool = False
+    op: str,
+    m: int,
+    n: int,
+    k: int,
+    device: torch.device,
+    *,
+    tma: bool,
+    has_bias: bool = False,
+    has_residual: bool = False,
 ) -> Choice:
     """Return the kernel and tile of a product on a CUDA device.
 
@@ -121,24 +129,30 @@ def choose(
         m, n, k: rows, outputs (half of w's rows for SwiGLU), in features; M >= 1.
         device: the CUDA device.
         tma: whether the operands allow the Hopper kernel (kernels.int8_gemm_tma.obstacle).
-        has_residual: whether the epilogue adds a residual.
+        has_bias, has_residual: what the epilogue adds.
 
     Returns:
         the table's choice if there is one that can run, else that of `rule`.
 
-    Warns once a product where the table says that bf16 is faster; changes no result.
+    Warns once of a product for which the table says that bf16 is faster; changes no result.
     """
+    major, minor = torch.cuda.get_device_capability(device)
+    capability, processors = 10 * major + minor, processors_of(device)
+    adds = {"has_bias": has_bias, "has_residual": has_residual}
     found = _lookup(op, m, n, k, torch.cuda.get_device_name(device))
-    if found is not None and (
-        found.kind == "mma"
-        or (tma and offered(found.config, swiglu=op == "swiglu", has_residual=has_residual))
-    ):
+    if found is not None and runs(found, op, capability, tma=tma, **adds):
         return found
-    capability = torch.cuda.get_device_capability(device)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return rule(
-        op, m, n, 10 * capability[0] + capability[1], processors, tma=tma, has_residual=has_residual
-    )
+    return rule(op, m, n, capability, processors, tma=tma, **adds)
+
+
+def runs(
+    choice: Choice, op: str, capability: int, *, tma: bool, has_bias: bool, has_residual: bool
+) -> bool:
+    """Tell whether a tile is offered for an epilogue on a GPU."""
+    epilogue = {"swiglu": op == "swiglu", "has_residual": has_residual}
+    if choice.kind == "tma":
+        return tma and offered(choice.config, has_bias=has_bias, **epilogue)
+    return obstacle(choice.config, capability, **epilogue) is None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -164,6 +178,7 @@ def rule(
     processors: int,
     *,
     tma: bool,
+    has_bias: bool = False,
     has_residual: bool = False,
 ) -> Choice:
     """Choose a kernel and tile for a product that no table has; pure.
@@ -171,10 +186,11 @@ def rule(
     On sm_90 with 128 rows and more, the TMA tile that wastes least: of its waves over the
     processors, of its rows past M and of its columns past N. Elsewhere a tile by M alone.
     """
+    adds = {"has_bias": has_bias, "has_residual": has_residual}
     if capability == 90 and tma and m >= 128:
-        fitting = [TmaConfig(*shape, 8) for shape in SHAPES]
         swiglu = op == "swiglu"
-        fitting = [c for c in fitting if offered(c, swiglu=swiglu, has_residual=has_residual)]
+        fitting = [TmaConfig(*shape, 8) for shape in SHAPES]
+        fitting = [config for config in fitting if offered(config, swiglu=swiglu, **adds)]
 
         def useful(config: TmaConfig) -> float:
             columns = config.block_n // 2 if swiglu else config.block_n
@@ -192,6 +208,7 @@ def rule(
         (128, Config(64, 64, 128, 4, 4, 3)),
     )
     config = next((tile for rows, tile in by_rows if m <= rows), Config(128, 128, 64, 8, 8, 4))
-    if obstacle(config, capability) is not None:  # the smallest tile fits everywhere
-        config = Config(64, 64, 128, 8, 4, 4)
-    return Choice("mma", config)
+    choice = Choice("mma", config)
+    if not runs(choice, op, capability, tma=tma, **adds):
+        choice = Choice("mma", Config(64, 64, 128, 8, 4, 4))  # the one that every GPU can run
+    return choice

@@ -8,12 +8,16 @@ ragged cases take such sizes too: what is left over at a tail is whole 16-byte l
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
+from triton.compiler.errors import CompilationError
 
 from kernels import (
+    int8_gemm_tma,
     int8_gemm_triton,
     norms_triton,
     qk_norm_rope_triton,
@@ -21,18 +25,14 @@ from kernels import (
     swiglu_triton,
 )
 from kernels.shipped import obstacle
-from scripts.arch_compile import SHARED_KIB, call_by_name, compiling_for, read_usage
+from kernels.tiles import rule
+from scripts.arch_compile import SHARED_KIB, Usage, call_by_name, compiling_for, read_usage
 
 M, N, K = 4396, 4608, 4608  # 1024 x 1024 pixels and 300 text tokens, through attention.to_out
 TAIL = 16  # columns more: no longer a multiple of any block
-FEED_FORWARD = 12288
-WIDTHS = (
-    256,
-    768,
-    K,
-    FEED_FORWARD,
-    53248,
-)  # in features of the mini's and the full model's linears
+FEED_FORWARD, TEXT = 12288, 53248
+# In features of the mini's and the full model's linears, and of the text projection.
+WIDTHS = (256, 768, K, FEED_FORWARD, TEXT)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Case:
     launch: Callable[[], None]
     integer_mma: str  # "wgmma", "mma.sync" or "none"
     shipped: bool  # whether it is ever run on this GPU
-    quick: bool  # whether a quick check takes it: the flags that need most registers
+    quick: bool  # whether a quick check takes it
 
 
 def tile_name(config: int8_gemm_triton.Config) -> str:
@@ -54,50 +54,82 @@ def tile_name(config: int8_gemm_triton.Config) -> str:
     return f"{blocks}-g{config.group_m}-w{config.num_warps}-s{config.num_stages}"
 
 
-def _launch_gemm(launch, config, k: int, epilogue: bool) -> None:
-    vector = torch.empty(N, dtype=torch.bfloat16)
-    values: dict[str, Any] = {
-        "x": torch.empty(M, k, dtype=torch.int8),
-        "x_scale": torch.empty(M),
-        "w": torch.empty(N, k, dtype=torch.int8),
-        "w_scale": torch.empty(N),
-        "out": torch.empty(M, N, dtype=torch.bfloat16),
-        "config": config,
-    }
-    values |= {"bias": vector, "gate": vector, "residual": torch.empty(M, N, dtype=torch.bfloat16)}
-    if not epilogue:
-        values |= {"bias": None, "gate": None, "residual": None}
-    call_by_name(launch, values)
-
-
-def gemm_cases(sm: int) -> Iterator[Case]:
-    """List the plain GEMM: every tile with whole and ragged K, with and without the epilogue."""
-    variants = (("epilogue", K, True), ("epilogue, K tail", K + TAIL, True), ("scales", K, False))
-    for variant, k, epilogue in variants:
-        for config in int8_gemm_triton.CONFIGS:
-            # wgmma multiplies at least 64 rows, by a group of 4 warps
-            wide = sm == 90 and config.block_m >= 64 and config.num_warps >= 4
-            yield Case(
-                "int8_gemm",
-                variant,
-                tile_name(config),
-                partial(_launch_gemm, int8_gemm_triton.launch, config, k, epilogue),
-                "wgmma" if wide else "mma.sync",
-                obstacle(config, sm) is None,
-                variant == "epilogue",
-            )
-
-
-# What a producer that ends in int8 codes may do to its rows before: name, smooth, rotation.
-ENDINGS = (("plain", False, 0), ("smooth", True, 0), ("rotation", False, 256))
-
-
 def _vector(k: int) -> torch.Tensor:
     return torch.empty(k, dtype=torch.bfloat16)
 
 
 def _rows(k: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(M, k, dtype=dtype)
+
+
+def _launch_gemm(launch: Callable, config: Any, epilogue: str, k: int) -> None:
+    swiglu = epilogue == "swiglu"
+    rows = 2 * N if swiglu else N
+    values: dict[str, Any] = {"x": _rows(k, torch.int8), "x_scale": torch.empty(M), "out": _rows(N)}
+    values |= {"w": torch.empty(rows, k, dtype=torch.int8), "w_scale": torch.empty(rows)}
+    values |= {
+        "config": config,
+        "swiglu": swiglu,
+        "bias": _vector(N) if epilogue in ("bias", "residual") else None,
+    }
+    if epilogue == "residual":
+        values |= {"gate": _vector(N), "residual": _rows(N)}
+    call_by_name(launch, values)
+
+
+EPILOGUES = ("bias", "residual", "swiglu")  # residual: with bias and gate
+
+
+def _rule_tiles(sm: int) -> Iterator[int8_gemm_triton.Config]:
+    """Yield the tiles that a product gets which no table has: some may be in no search."""
+    for rows in (16, 32, 128, M):
+        yield rule("gemm", rows, N, sm, 132, tma=False).config
+
+
+def mma_cases(sm: int) -> Iterator[Case]:
+    """List the GEMM of every GPU: each tile and epilogue, with whole and ragged K."""
+    tiles = dict.fromkeys((*int8_gemm_triton.CONFIGS, *_rule_tiles(sm)))
+    for epilogue, (tail, k) in product(EPILOGUES, (("", K), (", K tail", K + TAIL))):
+        flags = {"swiglu": epilogue == "swiglu", "has_residual": epilogue == "residual"}
+        for i, config in enumerate(tiles):
+            # wgmma multiplies at least 64 rows, by a group of 4 warps
+            wide = sm == 90 and config.block_m >= 64 and config.num_warps >= 4
+            yield Case(
+                "int8_gemm",
+                epilogue + tail,
+                tile_name(config),
+                partial(_launch_gemm, int8_gemm_triton.launch, config, epilogue, k),
+                "wgmma" if wide else "mma.sync",
+                obstacle(config, sm, **flags) is None,
+                tail == "" and epilogue == EPILOGUES[i % len(EPILOGUES)],
+            )
+
+
+def _launch_tma(config: Any, epilogue: str) -> None:
+    # How many programs to start is the one thing that `launch` asks a GPU; an H200 has 132.
+    with patch.object(int8_gemm_tma, "processors_of", return_value=132):
+        _launch_gemm(int8_gemm_tma.launch, config, epilogue, K)
+
+
+def tma_cases(sm: int) -> Iterator[Case]:
+    """List the Hopper GEMM: each tile and epilogue; tails are the TMA unit's, not the code's."""
+    tiles = int8_gemm_tma.CONFIGS if sm == 90 else ()
+    for epilogue, (i, config) in product(("plain", *EPILOGUES), enumerate(tiles)):
+        flags = {"swiglu": epilogue == "swiglu", "has_residual": epilogue == "residual"}
+        blocks = f"{config.consumers}x{config.rows}x{config.block_n}"
+        yield Case(
+            "int8_gemm_tma",
+            epilogue,
+            f"{blocks}-g{config.group_m}-s{config.stages}",
+            partial(_launch_tma, config, epilogue),
+            "wgmma",
+            int8_gemm_tma.offered(config, **flags),
+            epilogue == EPILOGUES[i % len(EPILOGUES)],
+        )
+
+
+# What a producer that ends in int8 codes may do to its rows before: name, smooth, rotation.
+ENDINGS = (("plain", False, 0), ("smooth", True, 0), ("rotation", False, 256))
 
 
 def _codes(k: int, smooth: bool, rotation: int) -> dict[str, Any]:
@@ -120,9 +152,10 @@ def _launch_quant_rows(k: int, smooth: bool, rotation: int) -> None:
 def quant_rows_cases(sm: int) -> Iterator[Case]:
     """List the row quantizer: every width of the models and every ending."""
     for ending, smooth, rotation in ENDINGS:
-        for k in WIDTHS[:-1] if rotation else WIDTHS:  # the text projection is never rotated
+        for k in WIDTHS:
             launch = partial(_launch_quant_rows, k, smooth, rotation)
-            yield Case("quant_rows", ending, f"k{k}", launch, "none", True, k == FEED_FORWARD)
+            shipped = k != TEXT  # stays in bf16: only the benchmark quantizes rows that wide
+            yield Case("quant_rows", ending, f"k{k}", launch, "none", shipped, k == FEED_FORWARD)
 
 
 def _launch_norms(k: int, residual: bool, norm: bool, ending: tuple[bool, int] | None) -> None:
@@ -183,7 +216,8 @@ def qk_norm_rope_cases(sm: int) -> Iterator[Case]:
 
 
 KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
-    "int8_gemm": gemm_cases,
+    "int8_gemm": mma_cases,
+    "int8_gemm_tma": tma_cases,
     "quant_rows": quant_rows_cases,
     "norms": norms_cases,
     "swiglu": swiglu_cases,
@@ -198,11 +232,14 @@ def list_cases(sm: int) -> list[Case]:
 
 def measure(sm: int, index: int) -> dict[str, Any]:
     """Compile one case of `list_cases(sm)` and return its row of results/bench/arch.csv."""
-    case = list_cases(sm)[index]
-    with compiling_for(sm) as builds:
-        case.launch()
-    assert builds, f"{case.kernel}: launch has launched nothing"
-    usages = [read_usage(build.kernel) for build in builds]
+    case, error = list_cases(sm)[index], "none"
+    usages = [NOT_COMPILED]
+    try:
+        with compiling_for(sm) as builds:
+            case.launch()
+        usages = [read_usage(build.kernel) for build in builds]
+    except CompilationError as failure:  # of the chain, the innermost says what is wrong
+        error = str(_innermost(failure)).strip().splitlines()[-1]
     worst = max(usages, key=lambda usage: (usage.stack_bytes, usage.registers))
     return {
         "kernel": case.kernel,
@@ -217,8 +254,18 @@ def measure(sm: int, index: int) -> dict[str, Any]:
         "integer_mma": min((usage.integer_mma for usage in usages), key=_mma_order),
         "expected_mma": case.integer_mma,
         "shipped": case.shipped,
+        "error": error,
         "triton": triton.__version__,
     }
+
+
+NOT_COMPILED = Usage(0, 0, 0, 0, "none")
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _mma_order(name: str) -> int:

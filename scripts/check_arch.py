@@ -9,7 +9,7 @@ to local memory), shared memory within what one block may have, and the integer 
 instructions that the tile is made for. What a tile that is not offered on a GPU
 (kernels/shipped.py) needs there is written down, but is no failure.
 
-A run over everything replaces its Triton version's rows in results/bench/arch.csv; another one
+Replaces the rows of what it compiled, for its Triton version, in results/bench/arch.csv; --quick
 writes nothing. The table shows registers per thread and KiB of shared memory per block; `x`: not
 offered there, `!`: broken. Prints one JSON document last. Exit code 1: something is broken.
 """
@@ -36,7 +36,7 @@ from quant.errors import UserError
 from scripts.arch_kernels import KERNELS, list_cases, measure
 from scripts.cli import from_root, one_sentence, terse
 
-ROW = ["triton", "kernel", "variant", "config"]  # what one line of the table is about
+LINE = ["kernel", "variant", "config"]  # what one line of the table is about
 QUICK_SM = (80, 86, 89)  # in turn; sm_90 always, its instructions are others
 
 
@@ -45,8 +45,10 @@ def broken(row: Mapping) -> list[str]:
     if not row["shipped"]:
         return []
     name = f"{row['kernel']} {row['config']} ({row['variant']}) on sm_{row['sm']}"
-    gemm = row["kernel"].startswith("int8_gemm")
-    remedy = "leave it out in kernels/shipped.py" if gemm else "change its choose_config"
+    gemm = row["kernel"] == "int8_gemm"
+    remedy = "leave it out in kernels/shipped.py" if gemm else "change its tile"
+    if row["error"] != "none":
+        return [f"{name} must compile, got {row['error']!r}; {remedy}"]
     found = []
     if row["stack_bytes"] or row["spill_instructions"]:
         found.append(
@@ -73,10 +75,12 @@ def select(sms: Sequence[int], kernels: Iterable[str], quick: bool) -> list[tupl
     """
     chosen = []
     for sm in sms:
+        turn = 0
         for index, case in enumerate(list_cases(sm)):
             if case.kernel not in kernels:
                 continue
-            in_turn = sm == 90 or sm == QUICK_SM[index % len(QUICK_SM)]
+            turn += case.quick
+            in_turn = sm == 90 or sm == QUICK_SM[turn % len(QUICK_SM)]
             if not quick or (case.quick and in_turn):
                 chosen.append((sm, index))
     return chosen
@@ -100,11 +104,9 @@ def render(frame: pd.DataFrame) -> str:
         mark = " !" if broken(row) else mark
         return f"{row['registers']}r {row['shared_bytes'] // 1024}K{mark}"
 
-    cells = frame[ROW[1:]].assign(
-        sm="sm_" + frame["sm"].astype(str), cell=frame.apply(cell, axis=1)
-    )
+    cells = frame[LINE].assign(sm="sm_" + frame["sm"].astype(str), cell=frame.apply(cell, axis=1))
     order = list(dict.fromkeys(cells["sm"]))
-    wide = cells.set_index([*ROW[1:], "sm"])["cell"].unstack("sm", fill_value="")
+    wide = cells.set_index([*LINE, "sm"])["cell"].unstack("sm", fill_value="")
     # in the order of the cases: a quick run has every GPU on other lines
     lines = [(c.kernel, c.variant, c.config) for sm in frame["sm"].unique() for c in list_cases(sm)]
     lines = [line for line in dict.fromkeys(lines) if line in wide.index]
@@ -112,37 +114,48 @@ def render(frame: pd.DataFrame) -> str:
 
 
 def merge(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    """Put the rows beside those of other Triton versions in a file, which may not exist."""
-    if not path.exists():
-        return frame
-    kept = pd.read_csv(path, dtype={"triton": str})
-    if list(kept.columns) != list(frame.columns):
-        raise UserError(
-            f"check_arch: {terse(path)} must have the columns {', '.join(frame.columns)}, got "
-            f"{', '.join(kept.columns)}; remove the file and run with each Triton version again"
-        )
-    kept = kept[~kept["triton"].isin(frame["triton"])]
-    # stable: within a version the order of the cases
-    return pd.concat([kept, frame]).sort_values("triton", kind="stable")
+    """Replace a file's rows of the same Triton version, kernels and GPUs; it may not exist yet."""
+    if path.exists():
+        kept = pd.read_csv(path, dtype={"triton": str})
+        if list(kept.columns) != list(frame.columns):
+            raise UserError(
+                f"check_arch: {terse(path)} must have the columns {', '.join(frame.columns)}, got "
+                f"{', '.join(kept.columns)}; remove the file and run with each Triton version again"
+            )
+        part = ["triton", "kernel", "sm"]
+        again = pd.MultiIndex.from_frame(kept[part]).isin(pd.MultiIndex.from_frame(frame[part]))
+        frame = pd.concat([kept[~again], frame])
+    # stable: the rows of one kernel and GPU stay in the order of the cases
+    order = list(KERNELS)
+    place = frame["kernel"].map(order.index)
+    return (
+        frame.assign(place=place)
+        .sort_values(["triton", "place", "sm"], kind="stable")
+        .drop(columns="place")
+    )
 
 
 def check(arguments: argparse.Namespace) -> dict:
-    """Measure, print the table and the failures, write the rows of a whole run."""
+    """Measure, print the table and the failures, write the rows."""
     start = time.monotonic()
-    whole = not arguments.quick and not arguments.sm and not arguments.kernel
     tasks = select(arguments.sm or MEASURED, arguments.kernel or KERNELS, arguments.quick)
     rows = measure_all(tasks, arguments.jobs)
+    if not rows:
+        raise UserError(
+            f"check_arch: nothing of {', '.join(arguments.kernel)} is built for sm "
+            f"{', '.join(map(str, arguments.sm))}; ask for another GPU"
+        )
     frame = pd.DataFrame(rows)
     print(render(frame))
     failures = [sentence for row in rows for sentence in broken(row)]
     for sentence in failures:
         print(f"check_arch: {sentence}", file=sys.stderr)
-    if whole:
-        out = from_root(arguments.out)
+    out = from_root(arguments.out)
+    if not arguments.quick:
         merged = merge(out, frame)
         write_atomically(out, lambda path: merged.to_csv(path, index=False))
     return {
-        "out": terse(from_root(arguments.out)) if whole else None,
+        "out": None if arguments.quick else terse(out),
         "triton": triton.__version__,
         "rows": len(rows),
         "broken": len(failures),

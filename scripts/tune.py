@@ -75,14 +75,14 @@ def candidates(op: str, capability: int) -> list:
 
     found = [
         Choice("mma", replace(config, group_m=group_m))
-        for config in configs_for(capability)
+        for config in configs_for(capability, swiglu=op == "swiglu")
         for group_m in (4, 16)
     ]
     if capability == 90:
         found += [
             Choice("tma", config)
             for config in int8_gemm_tma.CONFIGS
-            if int8_gemm_tma.offered(config, swiglu=op == "swiglu", has_residual=False)
+            if int8_gemm_tma.offered(config, swiglu=op == "swiglu")
         ]
     return found
 

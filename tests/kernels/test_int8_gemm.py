@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.int8_gemm import K_MAX, accumulate, accumulate_in_fp32, int8_gemm
+from kernels.int8_gemm import (
+    K_MAX,
+    accumulate,
+    accumulate_in_fp32,
+    int8_gemm,
+    int8_gemm_swiglu,
+)
 from kernels.quant_rows import quant_rows
 
 MINI = [(256, 256), (768, 256), (256, 768), (256, 832)]  # (N, K) of the mini's linears
@@ -39,6 +45,19 @@ def draw_case(m, n, k):
     return x, draw_scales(m, 3), w, draw_scales(n, 4), bias
 
 
+def draw_rest(m, n, dtype=torch.float32):
+    """Return a gate and a residual."""
+    generator = torch.Generator().manual_seed(5)
+    gate, residual = (torch.randn(size, generator=generator) for size in ((n,), (m, n)))
+    return {"gate": gate.to(dtype), "residual": residual.to(dtype)}
+
+
+def draw_swiglu_case(m, n, k):
+    """Return x, x_scale, w = [w1; w3], w_scale; the products are a few units."""
+    x, x_scale, w, w_scale, _ = draw_case(m, 2 * n, k)
+    return x, x_scale / 8, w, w_scale
+
+
 @pytest.mark.parametrize("sum_up", [accumulate, accumulate_in_fp32])
 @pytest.mark.parametrize("shape", SHAPES, ids=named)
 def test_sums_equal_int64(shape, sum_up):
@@ -65,14 +84,16 @@ def test_the_largest_sums_are_exact(sum_up, a, b, k):
 ON_AN_OLD_CPU = """
 import sys
 import torch
-from kernels.int8_gemm import accumulate, int8_gemm, int_mm_is_exact
+from kernels.int8_gemm import accumulate, int8_gemm, int8_gemm_swiglu, int_mm_is_exact
 x = torch.randint(-127, 128, (17, 832), dtype=torch.int8)
 w = torch.randint(-127, 128, (64, 832), dtype=torch.int8)
 truth = x.long() @ w.long().t()
 assert torch.equal(accumulate(x, w).long(), truth), "accumulate"
 assert int_mm_is_exact() == torch.equal(torch._int_mm(x, w.t()).long(), truth), "probe"
 int8_gemm(x, torch.ones(17), w, torch.ones(64))
-assert "kernels.int8_gemm_triton" not in sys.modules, "a CPU call imported the Triton kernel"
+int8_gemm_swiglu(x, torch.ones(17), w, torch.ones(64))
+for name in ("int8_gemm_triton", "int8_gemm_tma", "int8_gemm_gluon", "tiles"):
+    assert f"kernels.{name}" not in sys.modules, f"a CPU call imported {name}"
 """
 
 
@@ -107,6 +128,62 @@ def test_random_scales_are_within_two_eps(shape, bias_dtype, out_dtype, assert_w
     assert_within_two_eps(x, x_scale, w, w_scale, bias, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("given", [("gate", "residual"), ("gate",), ("residual",)], ids="-".join)
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
+def test_gate_and_residual_are_within_two_eps(with_bias, given, dtype, assert_within_two_eps):
+    x, x_scale, w, w_scale, bias = draw_case(33, 40, 199)
+    bias = bias if with_bias else None
+    rest = {name: value for name, value in draw_rest(33, 40, dtype).items() if name in given}
+    before = {name: value.clone() for name, value in rest.items()}
+    y = int8_gemm(x, x_scale, w, w_scale, bias, out_dtype=dtype, **rest)
+    assert y.dtype == dtype
+    assert_within_two_eps(x, x_scale, w, w_scale, bias, y, **rest)
+    assert all(torch.equal(rest[name], before[name]) for name in rest)
+
+
+def test_the_gate_multiplies_the_bias_too_and_the_residual_comes_last():
+    x, w = torch.tensor([[1, 2, 3]], dtype=torch.int8), torch.ones(1, 3, dtype=torch.int8)
+    ones, seven = torch.ones(1), torch.tensor([7.0])
+    rest = {"gate": torch.tensor([10.0]), "residual": torch.tensor([[100.0]])}
+    assert int8_gemm(x, ones, w, ones, seven, **rest).item() == 230.0  # 100 + 10 (6 + 7)
+
+
+def test_gate_and_residual_are_cast_once():
+    # 257 x 0.5 = 128.5, twice that plus 1 is 258, which bf16 has. With the product (128) or twice
+    # it (256) cast before the residual it would be 256.
+    x, w = torch.tensor([[127, 127, 3]], dtype=torch.int8), torch.ones(1, 3, dtype=torch.int8)
+    rest = {"gate": torch.tensor([2.0]), "residual": torch.tensor([[1.0]])}
+    assert int8_gemm(x, torch.tensor([0.5]), w, torch.ones(1), **rest).item() == 258.0
+
+
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(0, 8, 16), (1, 256, 832), (33, 5, 199), (7, 1, 1)], ids=named)
+def test_swiglu_is_within_two_eps(shape, out_dtype, assert_swiglu_within_two_eps):
+    case = draw_swiglu_case(*shape)
+    y = int8_gemm_swiglu(*case, out_dtype=out_dtype)
+    assert y.dtype == out_dtype and y.shape == shape[:2]
+    if y.numel():
+        assert_swiglu_within_two_eps(*case, y)
+
+
+def test_swiglu_gates_w3_by_w1():
+    # silu(40) is 40 in fp32 and silu(-200) is 0: y1 = (40, -200), y3 = (-5, 3).
+    x = torch.tensor([[1]], dtype=torch.int8)
+    w = torch.tensor([[40], [-100], [-5], [3]], dtype=torch.int8)
+    y = int8_gemm_swiglu(x, torch.ones(1), w, torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    assert y.tolist() == [[-200.0, 0.0]]
+
+
+def test_swiglu_is_cast_once():
+    # y1 = 257 x 0.5 = 128.5, y3 = 3 x 0.5 x 2 = 3: 385.5 is 386 in bf16, but 3 x 128 = 384 if y1
+    # were cast before.
+    x = torch.tensor([[127, 127, 3]], dtype=torch.int8)
+    w = torch.tensor([[1, 1, 1], [0, 0, 1]], dtype=torch.int8)
+    y = int8_gemm_swiglu(x, torch.tensor([0.5]), w, torch.tensor([1.0, 2.0]))
+    assert y.item() == 386.0
+
+
 def test_the_sum_is_cast_once():
     # bf16 keeps 8 bits: 257 x 0.5 + 0.25 = 128.75 becomes 129. With the sum (257 -> 256) or the
     # product (128.5 -> 128) cast before the bias it would be 128.
@@ -138,6 +215,27 @@ def test_leading_dimensions_are_kept():
     assert torch.equal(int8_gemm(x[0], x_scale[0], w, w_scale, bias), flat[0])
     empty = int8_gemm(x.view(2, 3, 32)[:0], x_scale.view(2, 3)[:0], w, w_scale, bias)
     assert empty.shape == (0, 3, 8)
+
+
+def test_leading_dimensions_of_the_residual_and_of_swiglu_are_kept():
+    x, x_scale, w, w_scale, _ = draw_case(6, 8, 32)
+    rest = draw_rest(12, 8)
+    flat = int8_gemm(x, x_scale, w, w_scale, gate=rest["gate"], residual=rest["residual"][::2])
+    swiglu = int8_gemm_swiglu(x, x_scale, w, w_scale)
+    for lead in [(2, 3), (1, 6, 1)]:
+        # every second row: contiguous rows are all that is asked for
+        residual = rest["residual"].view(*lead, 2, 8)[..., 0, :]
+        x_lead, scale = x.view(*lead, 32), x_scale.view(*lead, 1)
+        y = int8_gemm(x_lead, scale, w, w_scale, gate=rest["gate"], residual=residual)
+        assert torch.equal(y, flat.view(*lead, 8))
+        y = int8_gemm_swiglu(x_lead, scale.squeeze(-1), w, w_scale)
+        assert torch.equal(y, swiglu.view(*lead, 4))
+    y = int8_gemm(x[0], x_scale[0], w, w_scale, gate=rest["gate"], residual=rest["residual"][0])
+    assert torch.equal(y, flat[0])
+    assert torch.equal(int8_gemm_swiglu(x[0], x_scale[0], w, w_scale), swiglu[0])
+    empty = int8_gemm(x[:0], x_scale[:0], w, w_scale, residual=rest["residual"][:0])
+    assert empty.shape == (0, 8)
+    assert int8_gemm_swiglu(x[:0, None], x_scale[:0, None], w, w_scale).shape == (0, 1, 4)
 
 
 VIEWS = {
@@ -174,25 +272,42 @@ def test_a_broken_row_stays_broken():
     assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_opcheck(bias):
-    args = [*draw_case(5, 8, 32), torch.bfloat16]
+@pytest.mark.parametrize("rest", [True, False], ids=["rest", "plain"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("m", [0, 5])
+def test_opcheck(m, bias, rest):
+    args = [*draw_case(m, 8, 32), torch.bfloat16]
     args[4] = args[4] if bias else None
+    args += draw_rest(m, 8).values() if rest else (None, None)
     torch.library.opcheck(torch.ops.dit8.int8_gemm.default, tuple(args))
+
+
+@pytest.mark.parametrize("m", [0, 5])
+def test_opcheck_of_swiglu(m):
+    args = (*draw_swiglu_case(m, 8, 32), torch.bfloat16)
+    torch.library.opcheck(torch.ops.dit8.int8_gemm_swiglu.default, args)
 
 
 def test_compiles_without_graph_breaks_for_any_m():
     # aot_eager runs Dynamo, the fake and functionalization, and needs no C++ toolchain.
-    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
-    def linear(x, x_scale, w, w_scale, bias):
-        return int8_gemm(x[None], x_scale[None], w, w_scale, bias) * 2
+    def linear(x, x_scale, w, w_scale, bias, gate, residual):
+        y = int8_gemm(x[None], x_scale[None], w, w_scale, bias, gate=gate, residual=residual[None])
+        return y * 2
 
+    def feed_forward(x, x_scale, w, w_scale):
+        return int8_gemm_swiglu(x[None], x_scale[None], w, w_scale) * 2
+
+    options = {"fullgraph": True, "backend": "aot_eager", "dynamic": True}
+    compiled = torch.compile(linear, **options), torch.compile(feed_forward, **options)
     for m in (17, 5):
-        case = draw_case(m, 8, 32)
-        assert torch.equal(linear(*case), int8_gemm(*case)[None] * 2)
+        case = (*draw_case(m, 8, 32), *draw_rest(m, 8).values())
+        assert torch.equal(compiled[0](*case), linear(*case))
+        case = draw_swiglu_case(m, 8, 32)
+        assert torch.equal(compiled[1](*case), feed_forward(*case))
 
 
 X, XS, W, WS, B = draw_case(4, 8, 32)
+G, R = draw_rest(4, 8).values()
 WRONG = {
     "x-float": (
         dict(x=X.float()),
@@ -226,6 +341,19 @@ WRONG = {
     "w-scale-dtype": (dict(w_scale=WS.double()), r"w_scale must be \(N,\) float32 .* float64"),
     "bias-shape": (dict(bias=B[:3]), r"bias must be \(N,\) .* with N=8, got \(3,\) float32; pass"),
     "bias-dtype": (dict(bias=B.long()), r"bias must be \(N,\) bfloat16, .* got \(8,\) int64"),
+    "gate-shape": (dict(gate=G[:3]), r"gate must be \(N,\) .* with N=8, got \(3,\) float32; pass"),
+    "gate-dtype": (dict(gate=G.int()), r"gate must be \(N,\) bfloat16, .* got \(8,\) int32"),
+    "residual-shape": (
+        dict(residual=R[:3]),
+        r"residual must be \(4, 8\) bfloat16, .* with contiguous rows, got \(3, 8\) float32; pass",
+    ),
+    "residual-dtype": (dict(residual=R.double()), r"residual must be \(4, 8\) .* \(4, 8\) float64"),
+    "residual-columns-strided": (
+        dict(residual=R.t().contiguous().t()),
+        r"residual must be \(4, 8\) .* with contiguous rows, got \(4, 8\) float32",
+    ),
+    "residual-device": (dict(residual=R.to("meta")), r"residual must be on cpu like x, got meta"),
+    "gate-device": (dict(gate=G.to("meta")), r"gate must be on cpu like x, got meta; move"),
     "out-dtype": (
         dict(out_dtype=torch.float64),
         r"out_dtype must be bfloat16, float16 or float32, got float64; cast the result",
@@ -240,6 +368,23 @@ WRONG = {
 @pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG)
 def test_errors_say_what_was_got_and_what_to_do(change, message):
     good = dict(x=X, x_scale=XS, w=W, w_scale=WS, bias=B, out_dtype=torch.bfloat16)
+    good |= dict(gate=G, residual=R)
     int8_gemm(**good)
     with pytest.raises(ValueError, match="^int8_gemm: " + message):
         int8_gemm(**(good | change))
+
+
+WRONG_SWIGLU = {name: case for name, case in WRONG.items() if set(case[0]) <= {"x", "w", "x_scale"}}
+WRONG_SWIGLU |= {name: WRONG[name] for name in ("w-scale-dtype", "out-dtype", "device")}
+WRONG_SWIGLU["w-odd"] = (
+    dict(w=W[:7], w_scale=WS[:7]),
+    r"weight must hold w1 and w3, 2N rows, got 7; concatenate the two along rows",
+)
+
+
+@pytest.mark.parametrize("change, message", WRONG_SWIGLU.values(), ids=WRONG_SWIGLU)
+def test_errors_of_swiglu(change, message):
+    good = dict(x=X, x_scale=XS, w=W, w_scale=WS, out_dtype=torch.bfloat16)
+    int8_gemm_swiglu(**good)
+    with pytest.raises(ValueError, match="^int8_gemm_swiglu: " + message):
+        int8_gemm_swiglu(**(good | change))

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +13,11 @@ import pytest
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 import triton  # noqa: E402
+from triton.compiler.errors import CompilationError  # noqa: E402
 
 from kernels.shipped import MEASURED  # noqa: E402
 from quant.errors import UserError  # noqa: E402
-from scripts import check_arch  # noqa: E402
+from scripts import arch_kernels, check_arch  # noqa: E402
 from scripts.arch_compile import SHARED_KIB  # noqa: E402
 from scripts.arch_kernels import KERNELS, list_cases, measure, tile_name  # noqa: E402
 from scripts.check_arch import broken, merge, render, select  # noqa: E402
@@ -23,7 +25,7 @@ from scripts.check_arch import broken, merge, render, select  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {
     "kernel": "int8_gemm",
-    "variant": "epilogue",
+    "variant": "bias",
     "config": "128x256x64-g8-w8-s3",
     "sm": 86,
     "registers": 213,
@@ -34,6 +36,7 @@ ROW = {
     "integer_mma": "mma.sync",
     "expected_mma": "mma.sync",
     "shipped": True,
+    "error": "none",
     "triton": "3.7.1",
 }
 
@@ -56,13 +59,14 @@ def test_good_code_is_not_broken():
             "may use 101376 bytes of shared memory, got 101377; leave it out in kernels/shipped.py",
         ),
         ({"integer_mma": "none"}, "must multiply with mma.sync, got none; look at its layouts"),
-        ({"kernel": "norms", "stack_bytes": 8}, "0 spill instructions; change its choose_config"),
+        ({"error": "shapes must match"}, "must compile, got 'shapes must match'; leave it out in"),
+        ({"kernel": "norms", "stack_bytes": 8}, "0 spill instructions; change its tile"),
     ],
 )
 def test_each_way_to_be_broken_is_one_sentence(change, sentence):
     (found,) = broken(ROW | change)
     assert re.search(sentence, found)
-    assert "128x256x64-g8-w8-s3 (epilogue) on sm_86" in found
+    assert "128x256x64-g8-w8-s3 (bias) on sm_86" in found
 
 
 def test_what_is_not_offered_may_be_anything():
@@ -70,8 +74,8 @@ def test_what_is_not_offered_may_be_anything():
 
 
 def test_every_kernel_with_a_launch_is_listed():
-    files = [*ROOT.glob("kernels/*_triton.py"), *ROOT.glob("kernels/*_gluon.py")]
-    launched = {f.stem.removesuffix("_triton") for f in files if "def launch(" in f.read_text()}
+    files = {file.stem: file.read_text() for file in ROOT.glob("kernels/*.py")}
+    launched = {stem.removesuffix("_triton") for stem in files if "def launch(" in files[stem]}
     assert launched == set(KERNELS)
 
 
@@ -95,16 +99,20 @@ def test_a_whole_run_takes_every_case_of_every_gpu():
     ]
 
 
-def test_a_quick_run_takes_every_tile_twice():
+def test_a_quick_run_takes_every_tile_for_sm_90_and_in_turn_for_one_other():
     taken = Counter()
     for sm, index in select(MEASURED, KERNELS, quick=True):
         case = list_cases(sm)[index]
-        taken[case.kernel, case.config, sm == 90] += case.kernel == "int8_gemm"
+        taken[case.kernel, case.variant, case.config, sm == 90] += 1
         assert case.quick and sm in (80, 86, 89, 90)
-    tiles = {case.config for case in list_cases(90) if case.kernel == "int8_gemm"}
-    for tile in tiles:
-        assert taken["int8_gemm", tile, True] == taken["int8_gemm", tile, False] == 1
-    assert {kernel for kernel, _, _ in taken} == set(KERNELS)
+    assert set(taken.values()) == {1}
+    assert {kernel for kernel, *_ in taken} == set(KERNELS)
+    for kernel in ("int8_gemm", "int8_gemm_tma"):
+        for config in {case.config for case in list_cases(90) if case.kernel == kernel}:
+            times = Counter()
+            for (k, _, c, is_90), count in taken.items():
+                times[is_90] += count * ((k, c) == (kernel, config))
+            assert (times[True], times[False]) == (1, kernel == "int8_gemm")
 
 
 def test_only_the_kernels_asked_for_are_taken():
@@ -122,6 +130,20 @@ def test_a_row_is_measured():
     assert broken(row) == []
 
 
+def test_what_does_not_compile_is_a_row_with_the_reason(monkeypatch):
+    def fail():
+        try:
+            raise ValueError("shapes must match")
+        except ValueError as error:
+            raise CompilationError("def f(): ...", None, "at 1:1") from error
+
+    cases = list_cases(90)
+    monkeypatch.setattr(arch_kernels, "list_cases", lambda sm: [replace(cases[0], launch=fail)])
+    row = measure(90, 0)
+    assert row["error"] == "shapes must match" and row["registers"] == 0
+    assert re.search("must compile, got 'shapes must match'", broken(row)[0])
+
+
 def test_the_table_has_a_line_per_launch_and_a_column_per_gpu():
     case = list_cases(80)[0]
     same = ROW | {"variant": case.variant, "config": case.config}
@@ -132,13 +154,20 @@ def test_the_table_has_a_line_per_launch_and_a_column_per_gpu():
     assert line.split()[-8:] == ["213r", "48K", "213r", "48K", "!", "213r", "48K", "x"]
 
 
-def test_rows_of_other_versions_stay(tmp_path):
+def test_only_rows_of_the_same_version_kernel_and_gpu_are_replaced(tmp_path):
     path = tmp_path / "arch.csv"
-    old = pd.DataFrame([ROW | {"triton": "3.6.0"}, ROW | {"registers": 1}])
+    kept = [ROW | change for change in ({"triton": "3.6.0"}, {"sm": 80}, {"kernel": "norms"})]
+    old = pd.DataFrame([*kept, ROW | {"registers": 1}, ROW | {"registers": 2, "config": "other"}])
     merge(path, old).to_csv(path, index=False)
-    merged = merge(path, pd.DataFrame([ROW]))
-    assert list(merged["triton"]) == ["3.6.0", "3.7.1"]
-    assert list(merged["registers"]) == [213, 213]
+    merged = merge(path, pd.DataFrame([ROW | {"registers": 3}]))
+    found = merged[["triton", "kernel", "sm", "registers"]].values.tolist()
+    assert found == [
+        ["3.6.0", "int8_gemm", 86, 213],
+        ["3.7.1", "int8_gemm", 80, 213],
+        ["3.7.1", "int8_gemm", 86, 3],
+        ["3.7.1", "norms", 86, 213],
+    ]
+    assert list(merged.columns) == list(ROW)
 
 
 def test_a_file_of_other_columns_is_refused(tmp_path):
@@ -177,18 +206,29 @@ def test_a_whole_run_writes_its_rows(run_main):
     assert f'"rows": {cases}, "broken": 0' in printed.out.splitlines()[-1]
 
 
-def test_a_partial_run_writes_nothing_and_says_what_is_broken(run_main):
+def test_a_part_writes_its_rows_and_says_what_is_broken(run_main):
     spilling = ROW | {"stack_bytes": 8}
     code, printed, out = run_main(spilling, "--sm", "90", "--kernel", "qk_norm_rope")
-    assert code == 1 and not out.exists()
     count = sum(case.kernel == "qk_norm_rope" for case in list_cases(90))
+    assert code == 1 and len(pd.read_csv(out)) == count
     assert printed.err.count("must not spill, got 8 bytes of stack") == count
+
+
+def test_a_quick_run_writes_nothing(run_main):
+    code, printed, out = run_main(ROW, "--quick")
+    assert code == 0 and not out.exists()
     assert f'"out": null, "triton": "{triton.__version__}"' in printed.out.splitlines()[-1]
+
+
+def test_a_kernel_of_another_gpu_is_refused(run_main):
+    code, printed, out = run_main(ROW, "--sm", "80", "--kernel", "int8_gemm_tma")
+    assert code == 2 and not out.exists()
+    assert "nothing of int8_gemm_tma is built for sm 80; ask for another GPU" in printed.err
 
 
 @pytest.mark.slow
 def test_nothing_that_ships_is_broken():
-    """Compile a part of everything: about half a minute on two cores, 13 s of it for the GEMM."""
+    """Compile a part of everything: about half a minute on two cores."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "check_arch.py"), "--quick"],
         capture_output=True,
