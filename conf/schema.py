@@ -85,8 +85,8 @@ class HardwareConfig:
     name: str = MISSING
     device: str = MISSING  # auto, cpu or cuda
     batch: int = 1
-    # text encoder, branches and VAE visit the device when they are needed; engine=stock, when it
-    # draws, has them there all the time
+    # text encoder, branches and VAE visit the device when they are needed; engine=stock, which
+    # draws with all of them there, is refused
     staged: bool = False
 
 
@@ -136,7 +136,9 @@ class DrawConfig(ConvertConfig):
 
     variant: VariantConfig = MISSING
     sampler: SamplerConfig = MISSING
-    engine: str = "stock"  # the pipeline's own forward, or dit8: models/engine.py
+    # stock: the pipeline's own forward; dit8: models/engine.py, for every variant the same pictures
+    # up to rounding, faster and in less memory
+    engine: str = "stock"
     dtype: str = "float32"  # compute dtype of the two branches
     steps: int | None = None  # instead of the sampler's
     guidance: float | None = None  # instead of the model's, at every step

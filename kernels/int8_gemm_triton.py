@@ -26,33 +26,32 @@ class Config:
     num_stages: int
 
 
-# Where each tile comes from, and its registers per thread when built for sm_80 / sm_90 (Triton
-# 3.7.1, bf16 out, bias; at most 8 bytes of stack, so none spills in its loop). The K step is a
-# multiple of 32, the depth of one int8 mma.sync (m16n8k32) and of one wgmma. Operand tiles take
-# (block_m + block_n) * block_k bytes of shared memory per stage, all stages on sm_90 and one less
-# before it. A block may use 163 KiB on sm_80, 99 KiB on sm_86 and sm_89 and 227 KiB on sm_90;
-# kernels/shipped.py says which are offered where.
+# Where each tile comes from. The K step is a multiple of 32, the depth of one int8 mma.sync
+# (m16n8k32) and of one wgmma. Operand tiles take (block_m + block_n) * block_k bytes of shared
+# memory per stage, in all stages for wgmma and in one less for mma.sync. A block may use 163 KiB on
+# sm_80, 99 on sm_86, sm_89 and sm_120, and 227 on sm_90 and sm_100. Registers and shared memory of
+# every build: results/bench/arch.csv; which tile is offered where: kernels/shipped.py.
 CONFIGS = tuple(
     Config(*row)
     for row in (
         # block_m, block_n, block_k, group_m, num_warps, num_stages
-        (128, 256, 128, 8, 8, 4),  # FP8 GEMM at 0.98 of cuBLAS on H100; 255/222; not sm_86, sm_89
-        (128, 256, 128, 8, 8, 3),  # the same with one buffer less: 96 KiB before sm_90; 255/222
-        (256, 128, 128, 8, 8, 3),  # its transpose, half the weight traffic per row of x; 255/244
-        (128, 256, 64, 8, 8, 3),  # comfy-kitchen's largest sm_80 tile; 213/222
-        (128, 128, 128, 8, 8, 3),  # 0.90-0.98 of cuBLASLt FP8 on an H200 at ragged M; 154/128
-        (128, 128, 128, 8, 4, 3),  # the tile of vLLM and SGLang on sm_90 for M > 128; 255/226
-        (128, 128, 64, 8, 8, 4),  # comfy-kitchen, four stages; 130/128
-        (64, 128, 128, 8, 4, 3),  # fastest mma.sync build on an H200, 640-690 TOPS; 164/124
-        (128, 64, 128, 8, 4, 3),  # its transpose, also in comfy-kitchen; 168/128
-        (64, 256, 64, 8, 4, 3),  # comfy-kitchen, wide N: 4608 is 18 tiles of 256; 222/243
-        (64, 128, 64, 8, 4, 4),  # comfy-kitchen; K 256 (the mini) is four steps, not two; 128/126
-        (64, 64, 128, 8, 4, 4),  # ours: M 400, N 256 (the mini) still makes 28 blocks; 96/72
-        (64, 64, 256, 8, 4, 3),  # vLLM's sm_90 tile for M <= 64; 127/80
-        (32, 128, 128, 4, 4, 4),  # comfy-kitchen, M <= 32: it only streams the weight; 96/98
-        (32, 64, 128, 4, 4, 5),  # ours: the same with twice the blocks; 64/70
-        (16, 128, 128, 1, 4, 4),  # comfy-kitchen, M <= 16; 72/72
-        (16, 64, 256, 1, 4, 4),  # ours: M <= 16 with half the K steps, for K 12288; 72/64
+        (128, 256, 128, 8, 8, 4),  # FP8 GEMM at 0.98 of cuBLAS on H100; more than 99 KiB everywhere
+        (128, 256, 128, 8, 8, 3),  # the same with one buffer less: 96 KiB on all but sm_90
+        (256, 128, 128, 8, 8, 3),  # its transpose, half the weight traffic per row of x
+        (128, 256, 64, 8, 8, 3),  # comfy-kitchen's largest sm_80 tile
+        (128, 128, 128, 8, 8, 3),  # 0.90-0.98 of cuBLASLt FP8 on an H200 at ragged M
+        (128, 128, 128, 8, 4, 3),  # the tile of vLLM and SGLang on sm_90 for M > 128
+        (128, 128, 64, 8, 8, 4),  # comfy-kitchen, four stages
+        (64, 128, 128, 8, 4, 3),  # fastest mma.sync build on an H200, 640-690 TOPS
+        (128, 64, 128, 8, 4, 3),  # its transpose, also in comfy-kitchen
+        (64, 256, 64, 8, 4, 3),  # comfy-kitchen, wide N: 4608 is 18 tiles of 256
+        (64, 128, 64, 8, 4, 4),  # comfy-kitchen; K 256 (the mini) is four steps, not two
+        (64, 64, 128, 8, 4, 4),  # ours: M 400, N 256 (the mini) still makes 28 blocks
+        (64, 64, 256, 8, 4, 3),  # vLLM's sm_90 tile for M <= 64
+        (32, 128, 128, 4, 4, 4),  # comfy-kitchen, M <= 32: it only streams the weight
+        (32, 64, 128, 4, 4, 5),  # ours: the same with twice the blocks
+        (16, 128, 128, 1, 4, 4),  # comfy-kitchen, M <= 16
+        (16, 64, 256, 1, 4, 4),  # ours: M <= 16 with half the K steps, for K 12288
         (16, 32, 256, 1, 4, 5),  # ours: N 4608 makes 144 blocks, one for each of 132 processors
         (32, 32, 256, 1, 4, 4),  # ours: the same up to 32 rows
         (64, 32, 256, 1, 4, 3),  # ours: the same up to 64 rows

@@ -1,52 +1,65 @@
-"""Say which GEMM tiles are offered on which GPU.
+"""Say which tiles of the portable GEMM (kernels/int8_gemm_triton.py) are offered on which GPU.
 
 A tile is offered where none of its builds spills a register and its operands fit the shared memory
 of one block. Both are properties of the compiled code, measured without the GPU by
-scripts/check_arch.py (rows in results/bench/arch.csv) for Triton 3.6.0 and 3.7.1: a tile that
-breaks the rule with either is left out. The tuner then never times, nor keeps, such a tile.
+scripts/check_arch.py (bf16 outputs; rows in results/bench/arch.csv) for Triton 3.6.0 and 3.7.1: a
+tile that breaks the rule with either is left out. scripts/tune.py then never times it, and
+kernels/tiles.py never takes it, not even from a table. Hopper's own tiles: int8_gemm_tma.offered.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kernels.int8_gemm_triton import Config
 
-ALL = ("plain", "residual", "swiglu")  # plain: with or without a bias
-# (block_m, block_n, block_k, num_warps, num_stages), epilogues, compute capabilities, the obstacle;
-# of several measured rows the worst
-EXCLUDED = (
-    ((128, 256, 128, 8, 4), ALL, (86, 89, 120), "144 KiB of shared memory, 99 fit"),
-    ((128, 256, 128, 8, 4), ("residual",), (80, 100), "32 bytes of stack, 22 spill instructions"),
-    ((128, 256, 128, 8, 4), ("residual",), (90,), "424 bytes of stack, 253 spill instructions"),
-    ((128, 256, 128, 8, 4), ("swiglu",), (80, 100), "168 bytes of stack, 71 spill instructions"),
-    (
-        *((128, 256, 128, 8, 3), ("residual",), (80, 86, 89, 100, 120)),
-        "32 bytes of stack, 22 spill instructions",
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Where a tile is not offered, and why: of all measured rows the worst."""
+
+    epilogues: tuple[str, ...]  # "plain" (with or without a bias), "residual", "swiglu"
+    capabilities: tuple[int, ...]  # compute capabilities, 86 for 8.6
+    reason: str
+
+
+PLAIN, RESIDUAL, SWIGLU = ("plain",), ("residual",), ("swiglu",)
+ALL = PLAIN + RESIDUAL + SWIGLU
+NOT_90 = (80, 86, 89, 100, 120)  # mma.sync; on sm_90 the same tile is built for wgmma
+
+# by (block_m, block_n, block_k, num_warps, num_stages)
+EXCLUDED = {
+    (128, 256, 128, 8, 4): (
+        Exclusion(ALL, (86, 89, 120), "144 KiB of shared memory, 99 fit"),
+        Exclusion(RESIDUAL, (80, 100), "32 bytes of stack, 22 spill instructions"),
+        Exclusion(RESIDUAL, (90,), "424 bytes of stack, 253 spill instructions"),
+        Exclusion(SWIGLU, (80, 100), "168 bytes of stack, 71 spill instructions"),
     ),
-    ((128, 256, 128, 8, 3), ("residual",), (90,), "424 bytes of stack, 253 spill instructions"),
-    (
-        *((128, 256, 128, 8, 3), ("swiglu",), (80, 86, 89, 100, 120)),
-        "168 bytes of stack, 71 spill instructions",
+    (128, 256, 128, 8, 3): (
+        Exclusion(RESIDUAL, NOT_90, "32 bytes of stack, 22 spill instructions"),
+        Exclusion(RESIDUAL, (90,), "424 bytes of stack, 253 spill instructions"),
+        Exclusion(SWIGLU, NOT_90, "168 bytes of stack, 71 spill instructions"),
     ),
-    ((256, 128, 128, 8, 3), ("residual",), (90,), "104 bytes of stack, 61 spill instructions"),
-    (
-        *((128, 256, 64, 8, 3), ("residual",), (80, 86, 89, 100, 120)),
-        "32 bytes of stack, 15 spill instructions",
+    (256, 128, 128, 8, 3): (
+        Exclusion(RESIDUAL, (90,), "104 bytes of stack, 61 spill instructions"),
     ),
-    ((128, 256, 64, 8, 3), ("residual",), (90,), "496 bytes of stack, 292 spill instructions"),
-    (
-        *((128, 256, 64, 8, 3), ("swiglu",), (80, 86, 89, 100, 120)),
-        "168 bytes of stack, 68 spill instructions",
+    (128, 256, 64, 8, 3): (
+        Exclusion(RESIDUAL, NOT_90, "32 bytes of stack, 15 spill instructions"),
+        Exclusion(RESIDUAL, (90,), "496 bytes of stack, 292 spill instructions"),
+        Exclusion(SWIGLU, NOT_90, "168 bytes of stack, 68 spill instructions"),
     ),
-    ((128, 128, 128, 4, 3), ("plain",), (100,), "8 bytes of stack, 2 spill instructions"),
-    ((128, 128, 128, 4, 3), ("residual",), (90,), "8 bytes of stack, 2 spill instructions"),
-    (
-        *((128, 128, 128, 4, 3), ("swiglu",), (80, 86, 89, 100, 120)),
-        "40 bytes of stack, 20 spill instructions",
+    (128, 128, 128, 4, 3): (
+        Exclusion(PLAIN, (100,), "8 bytes of stack, 2 spill instructions"),
+        Exclusion(RESIDUAL, (90,), "8 bytes of stack, 2 spill instructions"),
+        Exclusion(SWIGLU, NOT_90, "40 bytes of stack, 20 spill instructions"),
     ),
-    ((128, 64, 128, 4, 3), ("plain",), (80, 86, 89), "8 bytes of stack, 2 spill instructions"),
-    ((64, 256, 64, 4, 3), ("residual",), (90,), "680 bytes of stack, 413 spill instructions"),
-)
+    (128, 64, 128, 4, 3): (
+        Exclusion(PLAIN, (80, 86, 89), "8 bytes of stack, 2 spill instructions"),
+    ),
+    (64, 256, 64, 4, 3): (
+        Exclusion(RESIDUAL, (90,), "680 bytes of stack, 413 spill instructions"),
+    ),
+}
 
 MEASURED = (80, 86, 89, 90, 100, 120)  # compute capability 8.0, 8.6, ...
 
@@ -85,9 +98,9 @@ def obstacle(
     tile = (config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages)
     epilogue = "swiglu" if swiglu else "residual" if has_residual else "plain"
     known = measured_capability(capability)
-    for excluded, epilogues, capabilities, reason in EXCLUDED:
-        if tile == excluded and epilogue in epilogues and known in capabilities:
-            return reason
+    for exclusion in EXCLUDED.get(tile, ()):
+        if epilogue in exclusion.epilogues and known in exclusion.capabilities:
+            return exclusion.reason
     return None
 
 

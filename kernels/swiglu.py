@@ -41,8 +41,7 @@ def _swiglu(u: torch.Tensor) -> torch.Tensor:
 @_swiglu.register_kernel("cuda")
 def _swiglu_cuda(u):
     backend_name(u.device)  # raises where the kernel cannot run: there is no other path to take
-    from kernels.quant_rows_triton import choose_config
-    from kernels.swiglu_triton import launch
+    from kernels.swiglu_triton import choose_config, launch
 
     values = u.new_empty(u.shape[0], u.shape[1] // 2)
     with torch.cuda.device(u.device):
@@ -82,13 +81,13 @@ def _swiglu_quant(
 @_swiglu_quant.register_kernel("cuda")
 def _swiglu_quant_cuda(u, smooth, rotation):
     backend_name(u.device)
-    from kernels.quant_rows_triton import choose_config
-    from kernels.swiglu_triton import launch
+    from kernels.swiglu_triton import choose_config, launch
 
     codes = u.new_empty(u.shape[0], u.shape[1] // 2, dtype=torch.int8)
     x_scale = u.new_empty(u.shape[0], dtype=torch.float32)
+    config = choose_config(codes.shape[1], rotation, smooth is not None)
     with torch.cuda.device(u.device):
-        launch(u, smooth, rotation, None, codes, x_scale, choose_config(codes.shape[1], rotation))
+        launch(u, smooth, rotation, None, codes, x_scale, config)
     return codes, x_scale
 
 

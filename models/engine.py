@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
@@ -29,9 +30,11 @@ from models.engine_block import Block, run_blocks
 from models.engine_graph import capture
 from models.engine_tables import Modulation, positions, rotary, tabulate_modulation
 from models.memory import enough_memory
+from quant.errors import UserError
 
 LAYOUTS_KEPT = 2  # captions alternate between few lengths at most; each graph takes memory
 TEXT_ROW, IMAGE_ROW = 0, 1  # of embed_image_indicator
+STAGED = "use hardware=cuda_24gb"
 
 Key = tuple[tuple[int, ...], tuple[int, int]]
 
@@ -49,6 +52,7 @@ class Layout:
     velocity: torch.Tensor  # (B, T, C) fp32
     attention: dict[tuple[int, int], str | None]  # (samples, rows) -> backend
     graph: torch.cuda.CUDAGraph | None = None
+    weights: tuple[int, ...] = ()  # the addresses that the graph reads
 
     @property
     def lengths(self) -> list[int]:
@@ -76,9 +80,11 @@ class EngineBranch:
         attention: a backend of `models.attention.BACKENDS`; default: the fastest, measured.
 
     Raises:
-        UserError: an unknown attention backend, or a device on which the kernels do not run.
+        UserError: an unknown attention backend, a device on which the kernels do not run, or one
+            that is full.
 
-    One thread at a time. Moving the module afterwards needs `share` (see models/residency.py).
+    One thread at a time. Stacked weights that move afterwards must be shared again, as
+    models/residency.py does; `prepare` notices where they were not.
     """
 
     def __init__(
@@ -88,11 +94,12 @@ class EngineBranch:
             check_backend(attention)
         self.module, self.attention = module, attention
         backend_name(self.device)
-        with torch.no_grad():
+        with torch.no_grad(), enough_memory("stacking a branch's weights", STAGED):
             self.blocks = [Block.of(layer) for layer in module.layers]
         self._graphs = graphs
         self._modulation: Modulation | None = None
         self._layouts: OrderedDict[Key, Layout] = OrderedDict()
+        self._current: Layout | None = None  # what `velocity` runs
 
     @property
     def device(self) -> torch.device:
@@ -110,8 +117,12 @@ class EngineBranch:
 
         Args:
             timesteps: (S,) fp32 model time in [0, 1], 0 noise and 1 data.
+
+        Raises:
+            UserError: out of GPU memory.
         """
-        modulation = tabulate_modulation(self.module, timesteps)
+        with enough_memory(f"adaLN of {len(timesteps)} steps", f"lower steps, or {STAGED}"):
+            modulation = tabulate_modulation(self.module, timesteps)
         if self._modulation is None or not self._modulation.replace(modulation):
             self._modulation = modulation
             for layout in self._layouts.values():
@@ -131,7 +142,8 @@ class EngineBranch:
 
         Raises:
             ValueError: as many texts as samples are expected, of the model's width.
-            UserError: out of GPU memory.
+            UserError: out of GPU memory, or linears that were exchanged, moved, cast or stacked by
+                another engine since this one was made.
         """
         texts = [] if text is None else list(text)
         width = self.module.config.llm_features_dim
@@ -142,6 +154,8 @@ class EngineBranch:
                 raise ValueError(
                     f"prepare: text features must be (n, {width}), got {tuple(features.shape)}"
                 )
+        self._current = None
+        self._check_weights()
         lengths = tuple(len(features) for features in texts) or (0,) * batch
         key = (lengths, tuple(grid))
         with _enough(batch, grid[0] * grid[1], lengths):
@@ -150,11 +164,14 @@ class EngineBranch:
                     self._drop_oldest()
                 self._layouts[key] = self._lay_out(lengths, grid)
             self._layouts.move_to_end(key)
+            layout = self._layouts[key]
             if texts:
-                layout = self._layouts[key]
                 projected = self._project_text(texts).split(lengths)
                 for rows, values in zip(layout.text_of(layout.hidden), projected, strict=True):
                     rows.copy_(values)
+        if layout.weights != self._addresses():
+            self._drop_graph(layout)
+        self._current = layout
 
     @torch.no_grad()
     def velocity(self, latents: torch.Tensor, step: int) -> torch.Tensor:
@@ -171,9 +188,9 @@ class EngineBranch:
             ValueError: before `tabulate` and `prepare`, or an argument that does not fit them.
             UserError: out of GPU memory (first call of a layout, which captures its graph).
         """
-        if self._modulation is None or not self._layouts:
+        if self._modulation is None or self._current is None:
             raise ValueError("velocity: call tabulate and prepare first")
-        layout = next(reversed(self._layouts.values()))
+        layout = self._current
         if latents.shape != layout.latents.shape:
             raise ValueError(
                 f"velocity: latents must be {tuple(layout.latents.shape)} as prepared, got "
@@ -192,6 +209,7 @@ class EngineBranch:
                 return layout.velocity
             if layout.graph is None:
                 layout.graph = capture(lambda: self._run(layout), self.device)
+                layout.weights = self._addresses()
         layout.graph.replay()
         return layout.velocity
 
@@ -199,7 +217,7 @@ class EngineBranch:
         """Forget layouts, graphs and tables, and so all memory that is not the module's."""
         while self._layouts:
             self._drop_oldest()
-        self._modulation = None
+        self._modulation = self._current = None
 
     def _drop_oldest(self) -> None:
         _, layout = self._layouts.popitem(last=False)
@@ -210,6 +228,20 @@ class EngineBranch:
         if layout.graph is not None:
             torch.cuda.synchronize(self.device)
             layout.graph = None
+
+    def _check_weights(self) -> None:
+        """Refuse linears that the engine would not compute with."""
+        for index, block in enumerate(self.blocks):
+            if not block.is_current:
+                raise UserError(
+                    "the engine needs the linears that it was made on, got others or moved ones "
+                    f"in layers.{index}; make a new engine after a LoRA, a move or a cast"
+                )
+
+    def _addresses(self) -> tuple[int, ...]:
+        """List where all weights are; a graph would read on where they were."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return tuple(tensor.data_ptr() for tensor in tensors)
 
     def _lay_out(self, lengths: tuple[int, ...], grid: tuple[int, int]) -> Layout:
         device, config = self.device, self.module.config
@@ -269,5 +301,5 @@ class EngineBranch:
 def _enough(batch: int, tokens: int, lengths: Sequence[int]) -> AbstractContextManager[None]:
     return enough_memory(
         f"the engine, for {batch} images of {tokens} tokens with up to {max(lengths)} of text,",
-        "lower size or batch, or use hardware=cuda_24gb",
+        f"lower size or batch, or {STAGED}",
     )

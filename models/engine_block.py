@@ -42,18 +42,28 @@ class Block:
     @classmethod
     def of(cls, layer: nn.Module) -> "Block":
         """Stack the linears of an Ideogram4TransformerBlock."""
-        attention, feed_forward = layer.attention, layer.feed_forward
-        return cls(
-            layer,
-            qkv=project(attention.to_q, attention.to_k, attention.to_v),
-            out=project(attention.to_out[0]),
-            up=project(feed_forward.w1, feed_forward.w3),
-            down=project(feed_forward.w2),
-        )
+        return cls(layer, *(project(*parts) for parts in linears_of(layer)))
 
     @property
     def projections(self) -> tuple[Projection, ...]:
         return self.qkv, self.out, self.up, self.down
+
+    @property
+    def is_current(self) -> bool:
+        """Tell whether the layer's own linears are still those of the projections."""
+        pairs = zip(self.projections, linears_of(self.layer), strict=True)
+        return all(one.parts == parts and one.is_shared for one, parts in pairs)
+
+
+def linears_of(layer: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
+    """List a block's linears by what they read, in the order that they run in."""
+    attention, feed_forward = layer.attention, layer.feed_forward
+    return (
+        (attention.to_q, attention.to_k, attention.to_v),
+        (attention.to_out[0],),
+        (feed_forward.w1, feed_forward.w3),
+        (feed_forward.w2,),
+    )
 
 
 def run_blocks(

@@ -63,6 +63,14 @@ class Projection:
         """Tell whether the parts are views of the rows of one weight."""
         return self.linear not in self.parts and not isinstance(self.linear, SideBySide)
 
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether the parts hold the weights that `linear` computes with."""
+        if not self.is_stacked:
+            return True
+        name = "wq" if isinstance(self.linear, Int8Linear) else "weight"
+        return 1 == len({_memory(getattr(one, name)) for one in (self.linear, *self.parts)})
+
     def share(self) -> None:
         """Make the parts views of the stacked weight's rows; again, after that has moved."""
         counts = [part.out_features for part in self.parts]
@@ -75,6 +83,10 @@ class Projection:
             rows = self.linear.weight.detach().split(counts)
             for part, weight in zip(self.parts, rows, strict=True):
                 part.weight = nn.Parameter(weight, part.weight.requires_grad)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def is_fused(linear: nn.Module) -> bool:

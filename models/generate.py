@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from eval.records import Prompt, Sample
 from models.chat import encode_chat
+from models.memory import enough_memory
 from quant.atomic import write_atomically
 from quant.errors import UserError
 
@@ -112,8 +113,14 @@ def denoise(
         step_ms: gets the duration of every step but the first.
         decode: without it the VAE stays out of it and the list of pictures is empty.
         engine: made on this pipeline; None: its own forward.
+
+    Raises:
+        UserError: out of GPU memory.
+        ValueError: an engine that was made on another pipeline.
     """
     if engine is not None:
+        if engine.pipeline is not pipeline:
+            raise ValueError("denoise: engine must have been made on this pipeline")
         return engine.denoise(prompts, sampler, step_ms, decode=decode)
     grid = sampler.size_px // PATCH_PX
     channels = pipeline.transformer.config.in_channels
@@ -127,19 +134,23 @@ def denoise(
         last["time"], last["latents"] = now, values["latents"]
         return values
 
-    images = pipeline(
-        prompt=[prompt.caption for prompt in prompts],
-        height=sampler.size_px,
-        width=sampler.size_px,
-        num_inference_steps=sampler.steps,
-        guidance_schedule=sampler.guidance_schedule,
-        mu=sampler.mu,
-        std=sampler.std,
-        max_sequence_length=sampler.max_sequence_length,
-        latents=noise,
-        callback_on_step_end=after_step,
-        output_type="pil" if decode else "latent",
-    ).images
+    with enough_memory(
+        f"drawing {len(prompts)} images of {sampler.size_px} px",
+        "lower size or batch, or use hardware=cuda_24gb",
+    ):
+        images = pipeline(
+            prompt=[prompt.caption for prompt in prompts],
+            height=sampler.size_px,
+            width=sampler.size_px,
+            num_inference_steps=sampler.steps,
+            guidance_schedule=sampler.guidance_schedule,
+            mu=sampler.mu,
+            std=sampler.std,
+            max_sequence_length=sampler.max_sequence_length,
+            latents=noise,
+            callback_on_step_end=after_step,
+            output_type="pil" if decode else "latent",
+        ).images
     return images if decode else [], last["latents"].float().cpu()
 
 

@@ -18,12 +18,16 @@ from diffusers.pipelines.ideogram4.pipeline_ideogram4 import (
 from PIL import Image
 
 from eval.records import Prompt
+from kernels.backend import backend_name
 from models.chat import encode_chat
 from models.engine import EngineBranch
 from models.generate import PATCH_PX, Sampler, stack_noise
 from models.ideogram4 import BRANCHES, branch_modules
 from models.memory import enough_memory, release_memory
 from models.residency import BranchGuest, Guest
+from quant.errors import UserError
+
+ENGINES = ("stock", "dit8")
 
 
 class Engine:
@@ -49,6 +53,7 @@ class Engine:
         graphs: bool | None = None,
         attention: str | None = None,
     ) -> None:
+        backend_name(device)  # the branches, which ask too, may still be in main memory
         self.pipeline, self.device = pipeline, device
         self.branches = {
             name: EngineBranch(module, graphs=graphs, attention=attention)
@@ -101,10 +106,11 @@ class Engine:
         if self._staged:
             self._encoder.enter(self.device)
         texts = []
-        for prompt in prompts:
-            tokens = len(encode_chat(pipeline.tokenizer, prompt.caption))
-            features, *_ = pipeline.encode_prompt(prompt.caption, 0, 0, tokens, self.device)
-            texts.append(features[0])
+        with enough_memory("encoding the captions", "lower batch, or use hardware=cuda_24gb"):
+            for prompt in prompts:
+                tokens = len(encode_chat(pipeline.tokenizer, prompt.caption))
+                features, *_ = pipeline.encode_prompt(prompt.caption, 0, 0, tokens, self.device)
+                texts.append(features[0])
         if self._staged:
             self._encoder.leave()
             release_memory(self.device)
@@ -180,15 +186,34 @@ class Clock:
         return [1e3 * (end - start) for start, end in pairs]
 
 
+def check_engine(name: str, *, staged: bool = False) -> None:
+    """Refuse an engine that does not exist, or that cannot draw staged.
+
+    Raises:
+        UserError: not one of ENGINES, or stock where not everything fits on the device.
+    """
+    if name not in ENGINES:
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    if staged and name == "stock":
+        raise UserError(
+            "engine must be dit8 where the hardware is staged, got 'stock', which keeps text "
+            "encoder, branches and VAE on the device at once; add engine=dit8 or use hardware=cuda"
+        )
+
+
 def open_engine(
     name: str, pipeline: Any, device: torch.device, *, staged: bool = False
 ) -> Engine | None:
     """Make the engine of that name; None is the stock pipeline's own forward.
 
     Args:
-        name: "stock" or "dit8".
+        name: of ENGINES.
         pipeline: as for `Engine`.
         device: where to draw.
-        staged: of dit8 alone.
+        staged: see `Engine`; of dit8 alone.
+
+    Raises:
+        UserError: as `check_engine` and `Engine`.
     """
+    check_engine(name, staged=staged)
     return Engine(pipeline, device, staged=staged) if name == "dit8" else None

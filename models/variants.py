@@ -8,6 +8,7 @@ from diffusers import Ideogram4Pipeline
 
 from kernels.backend import backend_name
 from models.ideogram4 import architecture, branch_modules
+from models.memory import enough_memory
 from models.pipeline import load_pipeline
 from quant.errors import UserError
 from quant.formats.table import FORMATS
@@ -80,16 +81,19 @@ def build_variant(
     """Load the model and, for a quantized variant, put its checkpoint in.
 
     Raises:
-        UserError: a model or checkpoint that is missing, damaged or of another model.
+        UserError: a model or checkpoint that is missing, damaged or of another model, or that is
+            larger than the device's memory.
     """
-    pipeline = load_pipeline(
-        folder, dtype, companion_dtype, device, branches=not variant.needs_checkpoint
-    )
-    if variant.needs_checkpoint:
-        gemm = variant.gemm or "fused"
-        load_quantized(pipeline, checkpoint, gemm, model_key=model_key, device=device)
-        pipeline.to(device)
-    if variant.format == "rounded":
-        for module in branch_modules(pipeline).values():
-            round_linears(module, architecture(len(module.layers)), variant.bits)
+    remedy = "use a variant with smaller weights, or hardware=cuda_24gb with engine=dit8"
+    with enough_memory(f"variant {variant.name}, with text encoder and VAE,", remedy):
+        pipeline = load_pipeline(
+            folder, dtype, companion_dtype, device, branches=not variant.needs_checkpoint
+        )
+        if variant.needs_checkpoint:
+            gemm = variant.gemm or "fused"
+            load_quantized(pipeline, checkpoint, gemm, model_key=model_key, device=device)
+            pipeline.to(device)
+        if variant.format == "rounded":
+            for module in branch_modules(pipeline).values():
+                round_linears(module, architecture(len(module.layers)), variant.bits)
     return pipeline

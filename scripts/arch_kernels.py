@@ -116,6 +116,7 @@ def tma_cases(sm: int) -> Iterator[Case]:
     tiles = int8_gemm_tma.CONFIGS if sm == 90 else ()
     for epilogue, (i, config) in product(("plain", *EPILOGUES), enumerate(tiles)):
         flags = {"swiglu": epilogue == "swiglu", "has_residual": epilogue == "residual"}
+        flags["has_bias"] = epilogue in ("bias", "residual")
         blocks = f"{config.consumers}x{config.rows}x{config.block_n}"
         yield Case(
             "int8_gemm_tma",
@@ -188,7 +189,8 @@ def _launch_swiglu(k: int, ending: tuple[bool, int] | None) -> None:
     values: dict[str, Any] = dict.fromkeys(("values", "codes", "x_scale", "smooth"))
     values |= {"u": _rows(2 * k), "rotation": ending[1] if ending else 0}
     values |= _codes(k, *ending) if ending else {"values": _rows(k)}
-    values["config"] = quant_rows_triton.choose_config(k, values["rotation"])
+    smooth = values["smooth"] is not None
+    values["config"] = swiglu_triton.choose_config(k, values["rotation"], smooth)
     call_by_name(swiglu_triton.launch, values)
 
 

@@ -32,10 +32,9 @@ from typing import Any
 import torch
 
 from eval.ledger import upsert
-from eval.provenance import describe
 from quant.atomic import write_atomically
 from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
+from scripts.cli import from_root, one_sentence, terse
 from scripts.gemm_grid import EVERYWHERE, Machine, NotMeasured, attempt, measure_linear
 from scripts.gemm_paths import OWN, GemmPath
 from scripts.gemm_peers import PEERS, SGL_LIBRARY
@@ -47,11 +46,11 @@ from scripts.gemm_rows import (
     ROWS_M,
     SHAPES,
     make_row,
-    make_run_id,
     modes_of,
     summarize,
 )
 from scripts.health import check_health, cuda_bf16_tflops, expected_tflops
+from scripts.run_identity import identify
 from scripts.speed_tables import gemm_table
 from scripts.timing import cuda_sampler
 
@@ -215,19 +214,7 @@ def bench(machine: Machine, plan: Plan, results: Path, say: Callable = print) ->
         UserError: a throttled card, a wrong result of ours, no known commit, an unwritable folder.
     """
     start, begun = datetime.datetime.now(datetime.UTC), time.monotonic()
-    found = describe(ROOT)
-    commit = found["git"]["commit"]
-    if commit is None:
-        raise UserError(
-            "the rows need the commit of this tree, got none; run in its git checkout or set "
-            "DIT8_COMMIT"
-        )
-    commit += "-dirty" if found["git"]["dirty"] else ""
-    run_id = make_run_id(start, commit, machine.gpu)
-    software = {name: found["versions"][name] for name in ("torch", "triton")}
-    software["driver"] = found["hardware"]["driver"]
-    versions = "; ".join(f"{name} {version or 'none'}" for name, version in software.items())
-    shared = {"run_id": run_id, "gpu": machine.gpu, "versions": versions, "commit": commit}
+    shared, found = identify(start, machine.gpu, ("torch", "triton"))
     health = {"expected_tflops": machine.expected_tflops}
     missing = NotMeasured()
 
@@ -242,7 +229,7 @@ def bench(machine: Machine, plan: Plan, results: Path, say: Callable = print) ->
     table = results / "bench" / "gemm.csv"
     upsert(table, GEMM, rows)
     document = {
-        "run_id": run_id,
+        "run_id": shared["run_id"],
         "rows": len(rows),
         "health": health,
         "not_measured": missing.reasons,
@@ -251,7 +238,7 @@ def bench(machine: Machine, plan: Plan, results: Path, say: Callable = print) ->
     }
     record = document | {"started": start.isoformat(timespec="seconds"), "provenance": found}
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    kept = results / "bench" / "runs" / f"{run_id}.json"
+    kept = results / "bench" / "runs" / f"{shared['run_id']}.json"
     write_atomically(kept, lambda path: path.write_text(text, encoding="utf-8"))
     say(gemm_table(rows))
     for line in missing.lines():

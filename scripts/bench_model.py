@@ -33,45 +33,23 @@ from typing import Any
 import torch
 
 from eval.ledger import upsert
-from eval.provenance import describe
 from models.pipeline import resolve_device
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.capped_generation import Gauge, generate_capped, used_bytes
 from scripts.check_model import check_model
-from scripts.cli import ROOT, from_root, one_sentence, terse
-from scripts.gemm_rows import make_run_id
+from scripts.cli import from_root, one_sentence, terse
 from scripts.model_paths import PATHS
 from scripts.model_rows import MODEL, bytes_row
 from scripts.model_run import Machine, Plan, Run, measure, open_machine, open_paths
 from scripts.model_speed_table import model_table
+from scripts.run_identity import identify
 
 RESOLUTIONS = (1024,)
+PACKAGES = ("torch", "triton", "diffusers")
 # 97 GB of weights: the bf16 ones share theirs
 DEFAULT = ("stock", "compiled", "bf16", "fp8", "fused_int8", "rotated")
 TINY = {"layers": 2, "text_tokens": 5, "resolutions": (64,), "steps": 4, "images": 2}
-
-
-def identify(gpu: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the columns that name a run, and its provenance.
-
-    Raises:
-        UserError: the commit is not known.
-    """
-    found = describe(ROOT)
-    commit = found["git"]["commit"]
-    if commit is None:
-        raise UserError(
-            "the rows need the commit of this tree, got none; run in its git checkout or set "
-            "DIT8_COMMIT"
-        )
-    commit += "-dirty" if found["git"]["dirty"] else ""
-    software = {name: found["versions"][name] for name in ("torch", "triton", "diffusers")}
-    software["driver"] = found["hardware"]["driver"]
-    versions = "; ".join(f"{name} {version or 'none'}" for name, version in software.items())
-    run_id = make_run_id(datetime.datetime.now(datetime.UTC), commit, gpu)
-    shared = {"run_id": run_id, "gpu": gpu, "versions": versions, "commit": commit}
-    return shared, found
 
 
 def bench(
@@ -83,7 +61,7 @@ def bench(
         UserError: a throttled card, values that are not finite, no known commit, out of memory.
     """
     begun = machine.now()
-    shared, found = identify(machine.gpu)
+    shared, found = identify(_now(), machine.gpu, PACKAGES)
     run = Run(machine, plan, shared, results / "bench" / "model.csv", say)
     rate = machine.gate("before")
     paths = open_paths(plan, machine.device)
@@ -113,6 +91,10 @@ def bench(
     return document | {"record": terse(kept)}
 
 
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
 def make_plan(arguments: argparse.Namespace) -> Plan:
     """Turn the command line into a plan; what was not given depends on --tiny."""
     chosen = {
@@ -136,11 +118,10 @@ def cap(device: torch.device, plan: Plan, cap_gb: float, results: FilePath) -> d
     """
     if device.type != "cuda":
         raise UserError(
-            f"bench_model: cap-gb caps the memory of an NVIDIA GPU, got device {device.type}; run "
-            "it on one"
+            f"cap-gb caps the memory of an NVIDIA GPU, got device {device.type}; run it on one"
         )
     gauge = Gauge(device, used_bytes())  # before anything touches the device
-    shared, _ = identify(torch.cuda.get_device_name(device))
+    shared, _ = identify(_now(), torch.cuda.get_device_name(device), PACKAGES)
     size_px = plan.resolutions[0]
     found = generate_capped(
         gauge, plan.layers, plan.text_tokens, size_px, plan.steps, cap_gb, full=plan.full

@@ -29,7 +29,7 @@ from eval.ledger import Layout, upsert
 from eval.provenance import describe
 from quant.errors import UserError
 from scripts.cli import ROOT, from_root, one_sentence
-from scripts.gemm_rows import make_run_id
+from scripts.run_identity import make_run_id
 from scripts.timing import copies_for, cuda_sampler, interleave, percentiles
 
 HIDDEN, FFN, HEADS, HEAD_DIM, EPS = 4608, 12288, 18, 256, 1e-5  # Ideogram 4
@@ -137,8 +137,7 @@ def norm_cases() -> Iterator[Case]:
 
 
 def swiglu_cases() -> Iterator[Case]:
-    from kernels.quant_rows_triton import choose_config
-    from kernels.swiglu_triton import launch
+    from kernels.swiglu_triton import choose_config, launch
 
     for variant, before in ({"values": None} | BEFORE_CODES).items():
 
@@ -149,7 +148,7 @@ def swiglu_cases() -> Iterator[Case]:
 
         def bind(tensors, config, before=before):
             rotation = before[1] if before else 0
-            config = config or choose_config(FFN, rotation)
+            config = config or choose_config(FFN, rotation, tensors[1] is not None)
             return lambda: launch(*tensors[:2], rotation, *tensors[2:], config)
 
         kernel = "swiglu_quant" if before else "swiglu"

@@ -5,7 +5,7 @@ output layer (8.15 G parameters, 16.3 GB in bf16), the two branches in int8 with
 down-projections, AutoencoderKLFlux2 as the pipeline ships it. Only the words are missing: random
 token ids instead of a tokenizer. They go through the code that draws pictures on such a card,
 `models.sampling.Engine(staged=True)`: the encoder leaves before the branches come, both branches
-stay through all steps, one leaves before the VAE decodes.
+stay through all steps and leave before the VAE decodes.
 
 The cap binds PyTorch's allocator, so what the driver takes beside it is subtracted first: all used
 memory less what others used before and less what the allocator holds. It is measured again at the
@@ -192,7 +192,9 @@ def generate_capped(
     gauge.begin()
     try:
         found = draw(engine, size_px, steps, gauge)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, UserError) as error:
+        if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+            raise  # another mistake
         stages = ", ".join(gauge.peaks) or "none"
         raise UserError(
             f"the generation must fit into {cap_gb:g} GB, got out of memory after the stages "

@@ -119,7 +119,7 @@ def merge(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
         kept = pd.read_csv(path, dtype={"triton": str})
         if list(kept.columns) != list(frame.columns):
             raise UserError(
-                f"check_arch: {terse(path)} must have the columns {', '.join(frame.columns)}, got "
+                f"{terse(path)} must have the columns {', '.join(frame.columns)}, got "
                 f"{', '.join(kept.columns)}; remove the file and run with each Triton version again"
             )
         part = ["triton", "kernel", "sm"]
@@ -142,7 +142,7 @@ def check(arguments: argparse.Namespace) -> dict:
     rows = measure_all(tasks, arguments.jobs)
     if not rows:
         raise UserError(
-            f"check_arch: nothing of {', '.join(arguments.kernel)} is built for sm "
+            f"nothing of {', '.join(arguments.kernel)} is built for sm "
             f"{', '.join(map(str, arguments.sm))}; ask for another GPU"
         )
     frame = pd.DataFrame(rows)

@@ -31,6 +31,7 @@ from quant.atomic import write_atomically
 from quant.errors import UserError
 from quant.int8 import relative_error
 from quant.linear import Int8Linear
+from scripts.gemm_checks import poisoned
 from scripts.random_variants import VARIANTS, make_branches
 
 TIMES = (0.125, 0.5, 0.875)  # exact in bf16
@@ -95,22 +96,6 @@ def engine_velocities(
         found.append(engine.velocity(latents, step).clone())
     engine.release()
     return found
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN, or the largest integer."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
-    try:
-        # the filling is part of the deterministic mode; the rest of it is not asked for
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 def error_of(reference: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:

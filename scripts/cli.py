@@ -12,6 +12,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
 from conf.schema import VariantConfig, register
 from quant.errors import UserError
 

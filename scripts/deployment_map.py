@@ -38,7 +38,7 @@ def draw_map(arguments: argparse.Namespace) -> dict:
     cards = {gpu.gpu: gpu for gpu in gpus}
     if arguments.gpu not in cards:
         raise UserError(
-            f"deployment_map: gpu must be one of {', '.join(cards)}, got {arguments.gpu!r}; "
+            f"gpu must be one of {', '.join(cards)}, got {arguments.gpu!r}; "
             f"correct it or add a row to {PEAKS}"
         )
     card, results = cards[arguments.gpu], from_root(arguments.results)

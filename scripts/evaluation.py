@@ -22,7 +22,7 @@ from eval.stats import MIN_PROMPTS, latency_percentiles
 from eval.table import SummaryRow, score_document, summarize
 from models.generate import Sampler, Timing, generate
 from models.pipeline import resolve_device, torch_dtype
-from models.sampling import open_engine
+from models.sampling import check_engine, open_engine
 from models.variants import Variant, build_variant
 from quant.errors import UserError
 from quant.formats.table import get_format
@@ -31,7 +31,6 @@ from scripts.cli import ROOT, from_root, terse, variant_config
 from scripts.conversion import checkpoint_sha256, find_checkpoint
 from scripts.stages import (
     Model,
-    check_engine,
     make_sampler,
     open_model,
     prompt_file,
@@ -59,7 +58,7 @@ class Cell:
 
 def prepare(config: EvaluateConfig) -> Cell:
     """Resolve a configuration into a cell; builds the checkpoint where that is allowed."""
-    check_engine(config.engine)
+    check_engine(config.engine, staged=config.hardware.staged)
     for scorer in config.scorers:
         get_scorer(scorer)
     torch_dtype(config.dtype)
@@ -156,7 +155,7 @@ def draw(cell: Cell, reference: str | None) -> None:
 def _draw_missing(cell: Cell) -> Timing:
     config, key = cell.config, cell.key
     device = resolve_device(config.hardware.device)
-    staged = config.hardware.staged and config.engine == "dit8"
+    staged = config.hardware.staged
     pipeline = build_variant(
         cell.variant,
         cell.model.folder,

@@ -54,7 +54,7 @@ def check_integers(o: Operands, sums: torch.Tensor, where: str) -> None:
     wrong = int((found != sums.float()).sum())
     if wrong:
         raise UserError(
-            f"bench_gemm: dit8's integer sums at {where} must equal torch._int_mm's, got {wrong} "
+            f"dit8's integer sums at {where} must equal torch._int_mm's, got {wrong} "
             f"of {found.numel()} that differ; do not use this build, run make test-gpu"
         )
 
@@ -75,7 +75,7 @@ def check_epilogue(out: torch.Tensor, expected: torch.Tensor, name: str, where: 
     wrong = int((~(error <= bound * expected.abs())).sum())  # a NaN is not <= anything
     if wrong:
         raise UserError(
-            f"bench_gemm: {name} at {where} must lie within {EPS_FACTOR} eps of the fp32 epilogue, "
+            f"{name} at {where} must lie within {EPS_FACTOR} eps of the fp32 epilogue, "
             f"got {wrong} of {out.numel()} values that do not; do not use this build, run make "
             "test-gpu"
         )

@@ -102,7 +102,7 @@ def measure_linear(
             return interleave(samplers, rounds)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"bench_gemm: {where} must fit the free GPU memory, got {first_line(error)[:150]}; "
+            f"{where} must fit the free GPU memory, got {first_line(error)[:150]}; "
             "leave it out with --shapes and --m, or choose fewer --paths"
         ) from error
 

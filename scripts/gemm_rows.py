@@ -5,9 +5,7 @@ activation, eager or replayed from a CUDA graph. bf16 has nothing to quantize, s
 what either is compared with.
 """
 
-import datetime
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -70,15 +68,6 @@ def modes_of(path: str, chosen: Sequence[str]) -> list[str]:
         hows = {split_mode(mode)[1] for mode in chosen}
         return [mode for mode in MODES if split_mode(mode) in {("gemm", how) for how in hows}]
     return [mode for mode in MODES if mode in chosen and split_mode(mode)[0] in PATHS[path]]
-
-
-def make_run_id(start: datetime.datetime, commit: str, gpu: str) -> str:
-    """Name a run by UTC time, commit and GPU: 20261121-073105-8efc9a7-nvidia_h200.
-
-    Sorts by time. Seconds, because peers are spread over several runs a day.
-    """
-    slug = re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_")
-    return f"{start.astimezone(datetime.UTC):%Y%m%d-%H%M%S}-{commit[:7]}-{slug}"
 
 
 def make_row(

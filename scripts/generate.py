@@ -25,14 +25,14 @@ from eval.prompts import caption_texts, parse_caption
 from eval.records import Prompt
 from models.generate import check_length, denoise
 from models.pipeline import resolve_device
-from models.sampling import open_engine
+from models.sampling import check_engine, open_engine
 from models.variants import Variant, build_variant
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from quant.formats.table import get_format
 from scripts.cli import compose, one_sentence
 from scripts.conversion import find_checkpoint
-from scripts.stages import check_engine, make_sampler, open_model
+from scripts.stages import make_sampler, open_model
 
 
 def read_caption(argument: str) -> str:
@@ -50,7 +50,8 @@ def read_caption(argument: str) -> str:
 
 def generate(caption: str, config: GenerateConfig) -> dict:
     """Draw the picture, write it, and describe it."""
-    check_engine(config.engine)
+    staged = config.hardware.staged
+    check_engine(config.engine, staged=staged)
     sampler = make_sampler(config.sampler, config.model, config.steps, config.guidance, config.size)
     variant = Variant(**vars(config.variant))
     device = resolve_device(config.hardware.device)
@@ -59,7 +60,6 @@ def generate(caption: str, config: GenerateConfig) -> dict:
     checkpoint = None
     if variant.needs_checkpoint:
         checkpoint = find_checkpoint(config, model, get_format(variant.format))
-    staged = config.hardware.staged and config.engine == "dit8"
     pipeline = build_variant(
         variant,
         model.folder,

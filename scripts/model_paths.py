@@ -117,7 +117,7 @@ class Path:
             seconds = now() - start
         if not bool(torch.isfinite(latents).all()):
             raise UserError(
-                f"bench_model: {self.variant} through {self.engine} must give finite latents at "
+                f"{self.variant} through {self.engine} must give finite latents at "
                 f"{size_px} px, got NaN or infinity; nothing of this round was kept"
             )
         return Drawing(seconds, tuple(clock.milliseconds()))

@@ -56,18 +56,16 @@ class Plan:
         unknown = [name for name in self.paths if name not in PATHS]
         if unknown or not self.paths:
             got = repr(unknown[0]) if unknown else "none"
-            raise UserError(
-                f"bench_model: variants must be among {', '.join(PATHS)}, got {got}; correct it"
-            )
+            raise UserError(f"variants must be among {', '.join(PATHS)}, got {got}; correct it")
         if not self.resolutions or any(px < PATCH_PX or px % PATCH_PX for px in self.resolutions):
             raise UserError(
-                f"bench_model: resolutions must be multiples of {PATCH_PX} px, got "
+                f"resolutions must be multiples of {PATCH_PX} px, got "
                 f"{', '.join(map(str, self.resolutions)) or 'none'}; use 1024"
             )
         for name, least in (("images", 2), ("steps", 3), ("text_tokens", 1), ("layers", 1)):
             if getattr(self, name) < least:
                 raise UserError(
-                    f"bench_model: {name} must be at least {least}, got {getattr(self, name)}; "
+                    f"{name} must be at least {least}, got {getattr(self, name)}; "
                     "an interval needs two images, a step's time a step that is not the first"
                 )
 

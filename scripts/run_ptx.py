@@ -168,7 +168,7 @@ def check(arguments: argparse.Namespace) -> dict:
     """Run every trial, print and write the rows."""
     if not torch.cuda.is_available():
         raise UserError(
-            f"run_ptx: PTX must be run on an NVIDIA GPU, got a torch ({torch.__version__}) that "
+            f"PTX must be run on an NVIDIA GPU, got a torch ({torch.__version__}) that "
             "sees none; scripts/check_arch.py compiles without one"
         )
     device = torch.device("cuda", torch.cuda.current_device())

@@ -127,7 +127,7 @@ def write_table(results: Path, name: str) -> Path:
     frame = read_table(results / source, layout)
     if frame.empty:
         raise UserError(
-            f"speed_tables: {terse(results / source)} must hold rows, got none; run "
+            f"{terse(results / source)} must hold rows, got none; run "
             f"scripts/bench_{name}.py on a GPU first"
         )
     text, page = render(frame.to_dict("records")), results / "tables" / f"{name}.md"

@@ -35,7 +35,6 @@ from quant.keys import content_key
 from quant.types import ActStats, Architecture
 from scripts.cli import from_root, terse
 
-ENGINES = ("stock", "dit8")
 PLAN_TFLOPS = 30.0  # half of the 65.5 in bf16 that arXiv 2606.14598 measured on an RTX 3090
 
 
@@ -73,12 +72,6 @@ def open_model(config: ModelConfig) -> Model:
             "there; use model=mini, or put the weights of this model there"
         )
     return Model(config, folder, source_sha256(folder))
-
-
-def check_engine(name: str) -> None:
-    """Refuse an engine that does not exist."""
-    if name not in ENGINES:
-        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
 
 
 def model_configs(model: Model) -> dict[str, dict]:

@@ -30,9 +30,8 @@ Key = TypeVar("Key", bound=Hashable)
 SAMPLE_MS = 2.0
 REST_MS, COUNTED_MS = 15.0, 30.0  # of a graph sample: not counted, counted
 MOST_CALLS = 512  # of one sample: a graph of more nodes takes longer to instantiate than to time
-COLD = (
-    1.5  # caches the other copies fill between two uses of one: L2 does not evict in strict order
-)
+# caches that the other copies fill between two uses of one: L2 does not evict in strict order
+COLD = 1.5
 MEMORY_SHARE = 0.5  # of the free memory that all copies of the operands may take
 
 

@@ -46,6 +46,7 @@ MINI_SHAPES = {
     "ffn_down": ("gemm", 256, 768),
 }
 ROWS = (1, 17, 64, 128, 256, 512, 1088, 2304, 2604, 4096, 4396, 6221)
+GROUPS = (4, 8, 16)  # row blocks that share one sweep over N
 FINALISTS = 5
 ROUNDS = 3
 COARSE_ROUNDS = 3
@@ -66,7 +67,7 @@ class Product:
 def candidates(op: str, capability: int) -> list:
     """List the choices that are timed for every product on a GPU: 36 or more of them.
 
-    Every tile that is offered there, with two heights of the band of rows that one sweep over N
+    Every tile that is offered there, with several heights of the band of rows that one sweep over N
     serves. Tall tiles are not spared few rows: what they waste is soon seen.
     """
     from kernels import int8_gemm_tma
@@ -76,7 +77,7 @@ def candidates(op: str, capability: int) -> list:
     found = [
         Choice("mma", replace(config, group_m=group_m))
         for config in configs_for(capability, swiglu=op == "swiglu")
-        for group_m in (4, 16)
+        for group_m in GROUPS
     ]
     if capability == 90:
         found += [
@@ -143,7 +144,7 @@ def fastest(choices: Sequence, sampler_of: Callable, rounds: int = ROUNDS) -> tu
     coarse = {choice: sampler for choice, sampler in coarse.items() if sampler is not None}
     if not coarse:
         raise UserError(
-            f"tune: none of {len(choices)} tiles runs on this GPU, expected at least one; "
+            f"none of {len(choices)} tiles runs on this GPU, expected at least one; "
             "add a smaller one to CONFIGS in kernels/int8_gemm_triton.py"
         )
     times = interleave(coarse, COARSE_ROUNDS)
@@ -229,14 +230,16 @@ def main() -> None:
     args = parser.parse_args()
     shapes = MODEL_SHAPES if args.model == "ideogram4" else MINI_SHAPES
     unknown = sorted(set(args.shapes or ()) - shapes.keys())
-    if unknown or min(args.m) < 1:
+    if unknown:
         raise UserError(
-            f"tune: --shapes must be among {', '.join(shapes)} and --m at least 1, got "
-            f"{', '.join(unknown) or min(args.m)}; see --help"
+            f"--shapes must be among {', '.join(shapes)}, got {', '.join(unknown)}; "
+            "correct the name"
         )
+    if min(args.m) < 1:
+        raise UserError(f"--m must be row counts from 1 on, got {min(args.m)}; leave it out")
     if not torch.cuda.is_available():
         raise UserError(
-            "tune: tiles are timed on the GPU that they are for, got a machine without one; "
+            "tiles are timed on the GPU that they are for, got a machine without one; "
             "untuned GPUs use the rule in kernels/tiles.py"
         )
     device = torch.device("cuda")

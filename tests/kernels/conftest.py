@@ -1,4 +1,4 @@
-"""Ways to run a Triton kernel in a test (interpreted, on CUDA, only compiled), and one bound."""
+"""Ways to run a Triton kernel in a test (interpreted, on CUDA, only compiled), and GEMM bounds."""
 
 import os
 import subprocess
@@ -58,6 +58,53 @@ def run_interpreted(run_child, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def draw_codes():
+    """Return a function: shape -> full-range int8 codes."""
+
+    def draw(*shape, device="cpu", seed=0):
+        generator = torch.Generator(device).manual_seed(seed)
+        return torch.randint(-127, 128, shape, dtype=torch.int8, device=device, generator=generator)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def draw_product(draw_codes):
+    """Return a function: sizes, epilogue, dtype -> a GEMM launch's tensors and its keywords.
+
+    The epilogue is "plain", "bias", "rest" (bias, gate and residual) or "swiglu"; the output is
+    full of NaN.
+    """
+
+    def draw(m, n, k, epilogue, dtype, device="cpu", skip_rows=False):
+        generator = torch.Generator(device).manual_seed(3)
+        swiglu = epilogue == "swiglu"
+        rows = 2 * n if swiglu else n
+        x = draw_codes(2 * m, k, device=device, seed=1)
+
+        def uniform(size):
+            return torch.rand(size, device=device, generator=generator)
+
+        def normal(*size):
+            return torch.randn(*size, device=device, generator=generator).to(dtype)
+
+        args = [
+            x[::2] if skip_rows else x[:m],
+            uniform(m) * (0.0025 if swiglu else 0.02),  # silu of sums of a few units
+            draw_codes(rows, k, device=device, seed=2),
+            uniform(rows) * 0.02,
+            normal(n) if epilogue in ("bias", "rest") else None,
+            torch.full((m, n), torch.nan, dtype=dtype, device=device),
+        ]
+        keywords = {"swiglu": swiglu}
+        if epilogue == "rest":
+            keywords |= {"gate": normal(n), "residual": normal(2 * m, n)[::2]}
+        return args, keywords
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def assert_within_two_eps():
     """Return a check of int8_gemm's output against fp64, to 2 eps(out dtype) of its terms.
 
@@ -106,6 +153,20 @@ def assert_swiglu_within_two_eps():
     return check
 
 
+@pytest.fixture(scope="session")
+def assert_product_within_two_eps(assert_within_two_eps, assert_swiglu_within_two_eps):
+    """Return a check of what `draw_product` drew, after the launch."""
+
+    def check(args, *, swiglu, **rest):
+        x, x_scale, w, w_scale, bias, out = args
+        if swiglu:
+            assert_swiglu_within_two_eps(x, x_scale, w, w_scale, out)
+        else:
+            assert_within_two_eps(x, x_scale, w, w_scale, bias, out, **rest)
+
+    return check
+
+
 def assert_within(out: torch.Tensor, truth: torch.Tensor, bound: torch.Tensor) -> None:
     assert out.shape == truth.shape
     excess = (out.double() - truth).abs() - bound
@@ -119,6 +180,14 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU, torch sees none")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def hopper(cuda):
+    """Return the CUDA device, or skip the test where it has no wgmma."""
+    if torch.cuda.get_device_capability(cuda) != (9, 0):
+        pytest.skip("wgmma needs compute capability 9.0")
+    return cuda
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 
 from kernels.int8_gemm import (
-    K_MAX,
     accumulate,
     accumulate_in_fp32,
     int8_gemm,
@@ -233,9 +232,17 @@ def test_leading_dimensions_of_the_residual_and_of_swiglu_are_kept():
     y = int8_gemm(x[0], x_scale[0], w, w_scale, gate=rest["gate"], residual=rest["residual"][0])
     assert torch.equal(y, flat[0])
     assert torch.equal(int8_gemm_swiglu(x[0], x_scale[0], w, w_scale), swiglu[0])
-    empty = int8_gemm(x[:0], x_scale[:0], w, w_scale, residual=rest["residual"][:0])
-    assert empty.shape == (0, 8)
-    assert int8_gemm_swiglu(x[:0, None], x_scale[:0, None], w, w_scale).shape == (0, 1, 4)
+
+
+@pytest.mark.parametrize("m, n", [(0, 8), (6, 0), (0, 0)])
+def test_no_rows_or_no_outputs_leave_an_empty_result(m, n):
+    x, x_scale, w, w_scale, bias = draw_case(m, n, 32)
+    for lead in [(m,), (m // 2, 2), (m, 1)]:
+        x, x_scale, rest = x.view(*lead, 32), x_scale.view(lead), {"residual": torch.ones(*lead, n)}
+        assert int8_gemm(x, x_scale, w, w_scale, bias, **rest).shape == (*lead, n)
+        assert int8_gemm_swiglu(x, x_scale, w, w_scale).shape == (*lead, n // 2)
+    row = int8_gemm(torch.ones(32).char(), torch.ones(()), w, w_scale, residual=torch.ones(n))
+    assert row.shape == (n,)
 
 
 VIEWS = {
@@ -304,87 +311,3 @@ def test_compiles_without_graph_breaks_for_any_m():
         assert torch.equal(compiled[0](*case), linear(*case))
         case = draw_swiglu_case(m, 8, 32)
         assert torch.equal(compiled[1](*case), feed_forward(*case))
-
-
-X, XS, W, WS, B = draw_case(4, 8, 32)
-G, R = draw_rest(4, 8).values()
-WRONG = {
-    "x-float": (
-        dict(x=X.float()),
-        r"x must be \(\.\.\., K\) int8, got \(4, 32\) float32; quantize",
-    ),
-    "x-0d": (dict(x=X[0, 0]), r"x must be \(\.\.\., K\) int8, got \(\) int8"),
-    "k-zero": (dict(x=X[:, :0]), r"K must be in 1\.\.133144, .* got 0; split K"),
-    "k-overflow": (
-        dict(x=torch.zeros(1, K_MAX + 1, dtype=torch.int8)),
-        r"K must be in 1\.\.133144, beyond which int32 sums can overflow, got 133145; split K",
-    ),
-    "w-shape": (
-        dict(w=W[:, :30]),
-        r"weight must be \(N, K\) int8 with K=32, got \(8, 30\) int8; quantize with quant\.int8",
-    ),
-    "w-dtype": (dict(w=W.half()), r"weight must be \(N, K\) int8 with K=32, got \(8, 32\) float16"),
-    "w-1d": (dict(w=W[0]), r"weight must be \(N, K\) int8 with K=32, got \(32,\) int8"),
-    "w-strided": (
-        dict(w=W.t().contiguous().t()),
-        r"weight must be row-major, got strides \(1, 8\) for shape \(8, 32\); call \.contiguous",
-    ),
-    "x-scale-shape": (
-        dict(x_scale=XS[:3]),
-        r"x_scale must be float32 .*, \(4,\) or \(4, 1\), got \(3,\) float32; use the scales",
-    ),
-    "x-scale-dtype": (dict(x_scale=XS.bfloat16()), r"x_scale must be float32 .* \(4,\) bfloat16"),
-    "w-scale-shape": (
-        dict(w_scale=WS[:, None]),
-        r"w_scale must be \(N,\) float32 with N=8, got \(8, 1\) float32; use the scales",
-    ),
-    "w-scale-dtype": (dict(w_scale=WS.double()), r"w_scale must be \(N,\) float32 .* float64"),
-    "bias-shape": (dict(bias=B[:3]), r"bias must be \(N,\) .* with N=8, got \(3,\) float32; pass"),
-    "bias-dtype": (dict(bias=B.long()), r"bias must be \(N,\) bfloat16, .* got \(8,\) int64"),
-    "gate-shape": (dict(gate=G[:3]), r"gate must be \(N,\) .* with N=8, got \(3,\) float32; pass"),
-    "gate-dtype": (dict(gate=G.int()), r"gate must be \(N,\) bfloat16, .* got \(8,\) int32"),
-    "residual-shape": (
-        dict(residual=R[:3]),
-        r"residual must be \(4, 8\) bfloat16, .* with contiguous rows, got \(3, 8\) float32; pass",
-    ),
-    "residual-dtype": (dict(residual=R.double()), r"residual must be \(4, 8\) .* \(4, 8\) float64"),
-    "residual-columns-strided": (
-        dict(residual=R.t().contiguous().t()),
-        r"residual must be \(4, 8\) .* with contiguous rows, got \(4, 8\) float32",
-    ),
-    "residual-device": (dict(residual=R.to("meta")), r"residual must be on cpu like x, got meta"),
-    "gate-device": (dict(gate=G.to("meta")), r"gate must be on cpu like x, got meta; move"),
-    "out-dtype": (
-        dict(out_dtype=torch.float64),
-        r"out_dtype must be bfloat16, float16 or float32, got float64; cast the result",
-    ),
-    "device": (
-        dict(w_scale=WS.to("meta")),
-        r"w_scale must be on cpu like x, got meta; move the layer and its input to one device",
-    ),
-}
-
-
-@pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG)
-def test_errors_say_what_was_got_and_what_to_do(change, message):
-    good = dict(x=X, x_scale=XS, w=W, w_scale=WS, bias=B, out_dtype=torch.bfloat16)
-    good |= dict(gate=G, residual=R)
-    int8_gemm(**good)
-    with pytest.raises(ValueError, match="^int8_gemm: " + message):
-        int8_gemm(**(good | change))
-
-
-WRONG_SWIGLU = {name: case for name, case in WRONG.items() if set(case[0]) <= {"x", "w", "x_scale"}}
-WRONG_SWIGLU |= {name: WRONG[name] for name in ("w-scale-dtype", "out-dtype", "device")}
-WRONG_SWIGLU["w-odd"] = (
-    dict(w=W[:7], w_scale=WS[:7]),
-    r"weight must hold w1 and w3, 2N rows, got 7; concatenate the two along rows",
-)
-
-
-@pytest.mark.parametrize("change, message", WRONG_SWIGLU.values(), ids=WRONG_SWIGLU)
-def test_errors_of_swiglu(change, message):
-    good = dict(x=X, x_scale=XS, w=W, w_scale=WS, out_dtype=torch.bfloat16)
-    int8_gemm_swiglu(**good)
-    with pytest.raises(ValueError, match="^int8_gemm_swiglu: " + message):
-        int8_gemm_swiglu(**(good | change))

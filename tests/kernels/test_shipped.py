@@ -1,12 +1,13 @@
 """Which tiles are offered where: the table's rules, and that every entry has a measured reason."""
 
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from kernels import shipped
-from kernels.shipped import EXCLUDED, MEASURED, configs_for, measured_capability, obstacle
+from kernels.shipped import ALL, EXCLUDED, MEASURED, configs_for, measured_capability, obstacle
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
@@ -57,28 +58,55 @@ def test_what_is_offered_keeps_its_order_and_leaves_out_what_has_an_obstacle(cap
     assert min(c.block_m for c in offered) == 16 and max(c.block_m for c in offered) >= 128
 
 
-ENTRIES = [
+EXCLUSIONS = [(tile, exclusion) for tile in EXCLUDED for exclusion in EXCLUDED[tile]]
+PLACES = [
     (tile, epilogue, capability)
-    for tile, epilogues, capabilities, _ in EXCLUDED
-    for epilogue in epilogues
-    for capability in capabilities
+    for tile, exclusion in EXCLUSIONS
+    for epilogue in exclusion.epilogues
+    for capability in exclusion.capabilities
 ]
 
 
-@pytest.mark.parametrize(("tile", "epilogue", "capability"), ENTRIES, ids=str)
-def test_every_entry_has_a_row_that_excludes_it(rows, tile, epilogue, capability):
-    block_m, block_n, block_k, num_warps, num_stages = tile
-    name = f"{block_m}x{block_n}x{block_k}-g\\d+-w{num_warps}-s{num_stages}"
-    variant = {"plain": "bias"}.get(epilogue, epilogue)
-    found = rows[rows["config"].str.fullmatch(name) & rows["variant"].str.startswith(variant)]
-    found = found[(found["kernel"] == "int8_gemm") & (found["sm"] == capability)]
-    bad = (found["stack_bytes"] > 0) | (found["shared_bytes"] > found["limit_bytes"])
-    assert bad.any(), "no measured row excludes it: remove the entry from EXCLUDED"
+def test_every_excluded_tile_is_searched_and_has_one_reason_at_a_place():
+    searched = {(c.block_m, c.block_n, c.block_k, c.num_warps, c.num_stages) for c in CONFIGS}
+    assert set(EXCLUDED) <= searched
+    assert len(set(PLACES)) == len(PLACES)
+    assert {epilogue for _, epilogue, _ in PLACES} == set(ALL)
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return pd.read_csv(ROWS)
+def rows_of():
+    """Return a function: tile, epilogue, capability -> its measured rows."""
+    rows = pd.read_csv(ROWS)
+    rows = rows[rows["kernel"] == "int8_gemm"]
+
+    def find(tile, epilogue, capability):
+        block_m, block_n, block_k, num_warps, num_stages = tile
+        name = f"{block_m}x{block_n}x{block_k}-g\\d+-w{num_warps}-s{num_stages}"
+        variant = {"plain": "bias"}.get(epilogue, epilogue)
+        found = rows[(rows["sm"] == capability) & rows["variant"].str.startswith(variant)]
+        return found[found["config"].str.fullmatch(name)]
+
+    return find
+
+
+@pytest.mark.parametrize(("tile", "epilogue", "capability"), PLACES, ids=str)
+def test_every_place_has_a_row_that_excludes_the_tile(rows_of, tile, epilogue, capability):
+    found = rows_of(tile, epilogue, capability)
+    bad = (found["stack_bytes"] > 0) | (found["shared_bytes"] > found["limit_bytes"])
+    assert bad.any(), "no measured row excludes it: remove the place from EXCLUDED"
+
+
+@pytest.mark.parametrize(("tile", "exclusion"), EXCLUSIONS, ids=str)
+def test_every_reason_is_the_worst_of_its_rows(rows_of, tile, exclusion):
+    places = product(exclusion.epilogues, exclusion.capabilities)
+    worst = pd.concat([rows_of(tile, *place) for place in places]).max()
+    if worst["shared_bytes"] > worst["limit_bytes"]:
+        kib = (worst["shared_bytes"] // 1024, worst["limit_bytes"] // 1024)
+        assert exclusion.reason == "{} KiB of shared memory, {} fit".format(*kib)
+    else:
+        spilled = (worst["stack_bytes"], worst["spill_instructions"])
+        assert exclusion.reason == "{} bytes of stack, {} spill instructions".format(*spilled)
 
 
 def test_triton_is_not_needed_to_read_the_table(run_child):

@@ -9,8 +9,9 @@ from kernels.swiglu import swiglu, swiglu_quant, swiglu_reference
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from kernels import swiglu_triton as module  # noqa: E402
-from kernels.quant_rows_triton import Config, choose_config  # noqa: E402
-from kernels.swiglu_triton import launch  # noqa: E402
+from kernels.quant_rows_triton import Config  # noqa: E402
+from kernels.swiglu_triton import choose_config, launch  # noqa: E402
+from scripts.arch_compile import read_usage  # noqa: E402
 
 MODULE = "kernels.swiglu_triton"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -43,6 +44,11 @@ def draw_args(m, f, dtype=torch.bfloat16, device="cpu", **parts):
     ]
 
 
+def config_of(args):
+    u, smooth, rotation, *_ = args
+    return choose_config(u.shape[1] // 2, rotation, smooth is not None)
+
+
 def assert_equals_reference(args):
     u, smooth, rotation, values, codes, x_scale = args
     z = swiglu_reference(u.cpu())
@@ -72,15 +78,13 @@ INTERPRETED = {
     "ragged": draw_args(3, 199, codes=True),
     "one-column": draw_args(3, 1, codes=True),
     "full-width": draw_args(1, 12288, codes=True, rotation=256),
+    "full-width-smooth": draw_args(1, 12288, codes=True, smooth=True),
 }
 
 
 @pytest.fixture(scope="module")
 def interpreted(run_interpreted):
-    cases = {
-        name: (args, choose_config(args[0].shape[1] // 2, args[2]))
-        for name, args in INTERPRETED.items()
-    }
+    cases = {name: (args, config_of(args)) for name, args in INTERPRETED.items()}
     args = draw_args(4, 96)
     args[0] = torch.randn(192, 4).bfloat16().t()
     return run_interpreted(MODULE, cases | {"transposed": (args, Config(256, 1))})
@@ -99,13 +103,34 @@ def test_builds_load_16_bytes_at_a_time(build_ptx):
     assert ptx.count("st.global.v4.b32") == 2 * 3  # 16 codes, after the fast and the slow division
 
 
+@pytest.mark.parametrize(
+    "k, rotation, smooth, config",
+    [
+        (768, 0, True, (512, 2)),
+        (8192, 0, True, (512, 2)),
+        (12288, 0, False, (4096, 8)),
+        (12288, 256, False, (4096, 8)),
+        (12288, 0, True, (4096, 16)),
+        (53248, 0, True, (4096, 16)),
+    ],
+)
+def test_choose_config(k, rotation, smooth, config):
+    assert choose_config(k, rotation, smooth) == Config(*config)
+
+
+def test_a_wide_smoothed_row_spills_nothing(compile_launch):
+    args = draw_args(1, 12288, codes=True, smooth=True)
+    usage = read_usage(compile_launch(100, launch, *args, config_of(args)).kernel)
+    assert usage.stack_bytes == usage.spill_instructions == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(17, 768), (4396, 12288)], ids=str)
 @pytest.mark.parametrize("name", PARTS)
 def test_cuda_kernel_equals_the_reference(cuda, name, shape):
     for dtype in DTYPES:
         args = draw_args(*shape, dtype, cuda, **PARTS[name])
-        launch(*args, choose_config(shape[1], args[2]))
+        launch(*args, config_of(args))
         assert_equals_reference(args)
 
 

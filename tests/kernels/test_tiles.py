@@ -14,12 +14,21 @@ from kernels import int8_gemm_tma, int8_gemm_triton, tiles  # noqa: E402
 from kernels.int8_gemm_tma import SHAPES, TmaConfig, offered  # noqa: E402
 from kernels.int8_gemm_triton import Config  # noqa: E402
 from kernels.shipped import obstacle  # noqa: E402
-from kernels.tiles import Choice, Entry, Table, choose, read_table, rule, table_document  # noqa: E402
+from kernels.tiles import (  # noqa: E402
+    Choice,
+    Entry,
+    Table,
+    choose,
+    read_table,
+    rule,
+    runs,
+    table_document,
+)
 from quant.errors import UserError  # noqa: E402
 
 MMA = Choice("mma", Config(64, 64, 128, 8, 4, 4))
 TMA = Choice("tma", TmaConfig(2, 64, 256, 4, 16))
-THREE = Choice("tma", TmaConfig(3, 64, 256, 3, 8))  # has no registers for a residual
+THREE = Choice("tma", TmaConfig(3, 64, 256, 3, 8))  # has no registers for one more operand
 TABLE = Table(
     "Some GPU",
     "3.7.1",
@@ -31,6 +40,11 @@ TABLE = Table(
     ),
 )
 CUDA = torch.device("cuda", 0)
+ADDED = [  # what an epilogue may add: has_bias, has_residual
+    {"has_bias": has_bias, "has_residual": has_residual}
+    for has_bias in (False, True)
+    for has_residual in (False, True)
+]
 # Tiles of the portable kernel whatever their grouping, which the tuner varies.
 GROUPS_OF_8 = [replace(config, group_m=8) for config in int8_gemm_triton.CONFIGS]
 
@@ -50,11 +64,11 @@ def test_the_rule_without_hopper_goes_by_rows():
 
 
 @pytest.mark.parametrize("capability", [80, 86, 87, 89, 90, 100, 120])
-@pytest.mark.parametrize("op, has_residual", [("gemm", False), ("gemm", True), ("swiglu", False)])
-def test_the_rule_takes_no_tile_that_is_excluded(op, has_residual, capability):
+@pytest.mark.parametrize("op, adds", [("swiglu", ADDED[0]), *(("gemm", adds) for adds in ADDED)])
+def test_the_rule_takes_no_tile_that_is_excluded(op, adds, capability):
     for m in (1, 16, 17, 32, 64, 128, 129, 400, 4396, 10**5):
-        choice = rule(op, m, 4608, capability, 108, tma=False, has_residual=has_residual)
-        epilogue = {"swiglu": op == "swiglu", "has_residual": has_residual}
+        choice = rule(op, m, 4608, capability, 108, tma=False, **adds)
+        epilogue = {"swiglu": op == "swiglu", "has_residual": adds["has_residual"]}
         assert obstacle(choice.config, capability, **epilogue) is None
 
 
@@ -96,10 +110,43 @@ def test_few_rows_or_other_operands_take_the_portable_kernel_on_hopper():
 @pytest.mark.parametrize("m", [128, 192, 400, 1088, 4096, 4396, 6221])
 @pytest.mark.parametrize("n", [64, 256, 768, 4608, 12288, 13824])
 def test_the_rule_never_takes_a_tile_that_is_not_offered(m, n):
-    config = rule("gemm", m, n, 90, 132, tma=True, has_residual=True).config
-    assert offered(config, swiglu=False, has_residual=True)
-    config = rule("swiglu", m, n, 90, 132, tma=True).config
-    assert offered(config, swiglu=True, has_residual=False)
+    for adds in ADDED:
+        assert offered(rule("gemm", m, n, 90, 132, tma=True, **adds).config, **adds)
+    assert offered(rule("swiglu", m, n, 90, 132, tma=True).config, swiglu=True)
+
+
+def test_the_rule_goes_by_what_the_epilogue_adds():
+    # 22 x 54 tiles of 192 x 256 are 9 waves exactly, and 22 x 108 of 192 x 128 are 18
+    wide, narrow = TmaConfig(3, 64, 256, 3, 8), TmaConfig(3, 64, 128, 5, 8)
+    for adds in ADDED:
+        expected = narrow if any(adds.values()) else wide
+        assert rule("gemm", 4096, 13824, 90, 132, tma=True, **adds) == Choice("tma", expected)
+
+
+# What can run.
+
+
+@pytest.mark.parametrize("adds", ADDED, ids=str)
+def test_a_tma_tile_runs_where_it_is_offered(adds):
+    for op in tiles.OPS:
+        assert runs(TMA, op, 90, tma=True, **adds)
+        assert not runs(TMA, op, 90, tma=False, **adds)  # the operands do not allow it
+        assert runs(THREE, op, 90, tma=True, **adds) is not any(adds.values())
+    narrow = Choice("tma", TmaConfig(1, 64, 64, 8, 8))
+    assert runs(narrow, "gemm", 90, tma=True, **adds)
+    assert not runs(narrow, "swiglu", 90, tma=True, **adds)
+
+
+@pytest.mark.parametrize("tma", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_portable_tile_runs_where_it_is_not_excluded(has_bias, tma):
+    added = {"has_bias": has_bias, "tma": tma}  # neither matters
+    spilling = Choice("mma", Config(128, 256, 64, 16, 8, 3))  # sm_86: with a residual and in SwiGLU
+    assert runs(MMA, "swiglu", 86, has_residual=False, **added)
+    assert runs(spilling, "gemm", 86, has_residual=False, **added)
+    assert not runs(spilling, "gemm", 86, has_residual=True, **added)
+    assert not runs(spilling, "swiglu", 86, has_residual=False, **added)
+    assert runs(spilling, "swiglu", 90, has_residual=False, **added)
 
 
 # The table.
@@ -223,9 +270,19 @@ def test_a_measured_product_gets_the_table_s_tile(gpu):
 def test_a_tile_that_cannot_run_gives_way_to_the_rule(gpu):
     without = choose("gemm", 4396, 4608, 4608, CUDA, tma=False)
     assert without == rule("gemm", 4396, 4608, 90, 132, tma=False) and without.kind == "mma"
+    for adds in ADDED[1:]:
+        added = choose("gemm", 4396, 4608, 4608, CUDA, tma=True, **adds)
+        assert added == rule("gemm", 4396, 4608, 90, 132, tma=True, **adds) != THREE
+        assert choose("gemm", 1088, 4608, 4608, CUDA, tma=True, **adds) == TMA
+
+
+def test_a_portable_tile_that_spills_with_a_residual_gives_way_to_the_rule(gpu, tmp_path):
+    spilling = Choice("mma", Config(128, 256, 64, 16, 8, 3))
+    document = table_document(replace(TABLE, entries=(replace(TABLE.entries[2], choice=spilling),)))
+    (tmp_path / "some_gpu.json").write_text(json.dumps(document), encoding="utf-8")
+    assert choose("gemm", 4396, 4608, 4608, CUDA, tma=True) == spilling
     added = choose("gemm", 4396, 4608, 4608, CUDA, tma=True, has_residual=True)
-    assert added == rule("gemm", 4396, 4608, 90, 132, tma=True, has_residual=True) != THREE
-    assert choose("gemm", 1088, 4608, 4608, CUDA, tma=True, has_residual=True) == TMA
+    assert added == rule("gemm", 4396, 4608, 90, 132, tma=True, has_residual=True) != spilling
 
 
 def test_a_tile_that_does_not_exist_for_swiglu_gives_way_to_the_rule(gpu, tmp_path):
@@ -274,7 +331,7 @@ def test_shipped_tables_hold_only_tiles_that_are_searched(path):
         config = entry.choice.config
         if entry.choice.kind == "tma":
             assert config in int8_gemm_tma.CONFIGS
-            assert offered(config, swiglu=entry.op == "swiglu", has_residual=False)
+            assert offered(config, swiglu=entry.op == "swiglu")
         else:
             assert replace(config, group_m=8) in GROUPS_OF_8
     products = [(entry.op, entry.m, entry.n, entry.k) for entry in table.entries]

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -86,6 +88,19 @@ def test_wrong_and_impossible_kernels_are_left_out(pretend):
     timed = pretend(deviations, {"efficient": 3.0})
     assert measure(*SHAPE, CPU) == {"efficient": 3.0}
     assert timed == [("efficient", (*SHAPE, CPU))]
+
+
+def test_a_kernel_declines_quietly(pretend, monkeypatch):
+    timed = pretend(dict.fromkeys(BACKENDS, 0.0), dict.fromkeys(BACKENDS, 1.0))
+
+    def decline(name, *_):
+        warnings.warn(f"{name} is not used because head_dim is odd", stacklevel=2)
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    monkeypatch.setattr(attention, "deviation", decline)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert measure(*SHAPE, CPU) == {} and not timed
 
 
 def test_the_unfused_kernel_is_the_last_resort(pretend):

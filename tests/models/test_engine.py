@@ -325,7 +325,8 @@ def test_a_graph_gives_the_bits_of_the_eager_forward(on_gpu, latents, ragged, ev
     noise = latents.cuda()
     # one backend for both: the measured choice may differ from run to run
     eager, graph = (
-        prepared(module, ragged, graphs=graphs, attention="efficient") for graphs in (False, True)
+        prepared(copy.deepcopy(module), ragged, graphs=graphs, attention="efficient")
+        for graphs in (False, True)
     )
     for texts in (ragged, even, ragged, None, even, ragged):
         for one in (eager, graph):

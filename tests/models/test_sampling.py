@@ -134,11 +134,23 @@ def test_generate_passes_its_engine_on(pipeline, toy_prompts, small_sampler, tmp
     assert len(samples) == len(timing.image_ms) == 3 and len(timing.step_ms) == 2
 
 
-def test_names_of_engines(pipeline):
+def test_names_of_engines(pipeline, monkeypatch):
     assert open_engine("stock", pipeline, CPU) is None
     engine = open_engine("dit8", pipeline, CPU)
     assert isinstance(engine, Engine) and list(engine.branches) == list(BRANCHES)
     assert all(isinstance(branch, EngineBranch) for branch in engine.branches.values())
+    with pytest.raises(UserError, match="engine must be one of stock, dit8, got 'dit9'"):
+        open_engine("dit9", pipeline, CPU)
+    with pytest.raises(UserError, match="must be dit8 where the hardware is staged, got 'stock'"):
+        open_engine("stock", pipeline, CPU, staged=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no CUDA GPU"):  # at once, not when the first comes
+        open_engine("dit8", pipeline, torch.device("cuda"), staged=True)
+
+
+def test_an_engine_draws_with_its_own_pipeline(toy, pipeline, toy_prompts, small_sampler):
+    with pytest.raises(ValueError, match="engine must have been made on this pipeline"):
+        denoise(toy, toy_prompts[:1], small_sampler, engine=Engine(pipeline, CPU))
 
 
 def test_a_clock_times_all_but_the_first(monkeypatch):
@@ -215,16 +227,24 @@ def test_an_interrupted_picture_leaves_nothing_behind(
     assert log[:4] == [(n, "leave") for n in ("conditional", "unconditional", "text", "vae")]
 
 
-def test_a_full_gpu_while_decoding_says_what_to_lower(
-    pipeline, toy_prompts, small_sampler, monkeypatch
+@pytest.mark.parametrize(
+    ("place", "name", "match"),
+    [
+        ("pipeline", "encode_prompt", "encoding the captions needs more GPU .*; lower batch, or"),
+        ("vae", "decode", "decoding 1 images needs more GPU memory than is free; lower size or b"),
+        ("stock", "encode_prompt", "drawing 1 images of 64 px needs more GPU .*; lower size or b"),
+    ],
+)
+def test_a_full_gpu_says_what_to_lower(
+    pipeline, toy_prompts, small_sampler, monkeypatch, place, name, match
 ):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(pipeline.vae, "decode", fail)
-    match = "decoding 1 images needs more GPU memory than is free; lower size or batch"
+    monkeypatch.setattr(pipeline.vae if place == "vae" else pipeline, name, fail)
+    engine = None if place == "stock" else Engine(pipeline, CPU)
     with pytest.raises(UserError, match=match):
-        Engine(pipeline, CPU).denoise(toy_prompts[:1], small_sampler)
+        denoise(pipeline, toy_prompts[:1], small_sampler, engine=engine)
 
 
 @pytest.mark.gpu

@@ -187,6 +187,17 @@ def test_variants_that_make_no_sense_are_refused(fields, match):
         Variant("v", **fields)
 
 
+def test_a_gpu_that_is_too_small_is_one_sentence(toy_folder, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(variants, "load_pipeline", fail)
+    keys = {"model_key": "0", "dtype": "float32", "companion_dtype": "float32", "device": CPU}
+    match = "variant bf16, with text encoder and VAE, needs more GPU .* smaller weights, or h"
+    with pytest.raises(UserError, match=match):
+        build_variant(Variant("bf16", "source"), toy_folder, None, **keys)
+
+
 def test_backend_names_what_multiplies():
     assert Variant("bf16", "source").backend(CPU) == "torch-cpu"
     assert Variant("int8", "w8a8", gemm="fake_quant").backend(CPU) == "torch-cpu"

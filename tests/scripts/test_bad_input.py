@@ -46,6 +46,16 @@ MISTAKES = {
     "unknown dtype": ("evaluate", ["dtype=int4"], "dtype must be one of float32, .*got 'int4'"),
     "unknown engine": ("evaluate", ["engine=turbo"], "engine must be one of .*dit8, got 'tur"),
     "engine of generate": ("generate", ["engine=turbo"], "engine must be one of stock, dit8"),
+    "stock on a small card": (
+        "evaluate",
+        ["hardware=cuda_24gb", "hardware.device=cpu"],
+        "engine must be dit8 where the hardware is staged, got 'stock'.*add engine=dit8",
+    ),
+    "generate, stock on a small card": (
+        "generate",
+        ["hardware.staged=true"],
+        "engine must be dit8 where the hardware is staged",
+    ),
     "unknown hardware": ("evaluate", ["hardware=tpu"], "hardware must be one of auto, .*got 'tpu'"),
     "unknown device": ("evaluate", ["hardware.device=tpu"], "must be auto, cpu or cuda, got 'tpu'"),
     "gemm without int8": ("evaluate", ["variant.gemm=fused"], "gemm goes with an int8 format"),

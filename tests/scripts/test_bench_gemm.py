@@ -10,7 +10,7 @@ import torch
 
 from eval.ledger import read_table
 from quant.errors import UserError
-from scripts import bench_gemm, gemm_grid
+from scripts import bench_gemm, gemm_grid, run_identity
 from scripts.bench_gemm import Plan, bench, make_plan
 from scripts.gemm_grid import Machine, NotMeasured, attempt
 from scripts.gemm_paths import OWN, Declined, GemmPath
@@ -106,7 +106,7 @@ def test_anchors_come_with_every_selection(tmp_path, quiet):
 def test_runs_add_up(tmp_path, quiet, monkeypatch):
     plan = replace(PLAN, m=(17,), paths=("dit8",))
     names = iter(("20260101-000000-a-x", "20260101-000001-a-x"))
-    monkeypatch.setattr(bench_gemm, "make_run_id", lambda *a: next(names))
+    monkeypatch.setattr(run_identity, "make_run_id", lambda *a: next(names))
     counts = [bench(machine(), plan, tmp_path, quiet[1])["rows"] for _ in range(2)]
     assert len(read_table(tmp_path / "bench" / "gemm.csv", GEMM)) == sum(counts)
 
@@ -230,20 +230,6 @@ def test_time_that_is_over_is_named(tmp_path, quiet, monkeypatch):
     assert document["not_measured"] == {
         name: {"the 35 s of --seconds were over": left} for name in ("bf16", "fp8", "dit8")
     }
-
-
-def test_rows_without_a_commit_are_refused(tmp_path, quiet, monkeypatch):
-    found = {"git": {"commit": None, "dirty": None}}
-    monkeypatch.setattr(bench_gemm, "describe", lambda root: found)
-    with pytest.raises(UserError, match="need the commit of this tree, got none; .* DIT8_COMMIT"):
-        bench(machine(), PLAN, tmp_path, quiet[1])
-
-
-def test_a_changed_tree_is_marked(tmp_path, quiet, monkeypatch):
-    found = bench_gemm.describe(bench_gemm.ROOT) | {"git": {"commit": "abc", "dirty": True}}
-    monkeypatch.setattr(bench_gemm, "describe", lambda root: found)
-    bench(machine(), replace(PLAN, m=(17,), paths=("dit8",)), tmp_path, quiet[1])
-    assert set(read_table(tmp_path / "bench" / "gemm.csv", GEMM)["commit"]) == {"abc-dirty"}
 
 
 def test_attempt_tells_ours_from_theirs():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from quant.errors import UserError
-from scripts import bench_model, model_run
+from scripts import bench_model, model_run, run_identity
 from scripts.bench_model import bench, make_plan
 from scripts.kernel_components import COMPONENTS, PROFILED_STEPS, WARM_STEPS
 from scripts.model_paths import Drawing
@@ -163,7 +163,7 @@ def test_a_plan_that_cannot_be_measured_is_refused(change, message):
 
 def test_the_run_needs_its_commit(host, tmp_path, monkeypatch):
     monkeypatch.delenv("DIT8_COMMIT")
-    monkeypatch.setattr(bench_model, "ROOT", tmp_path)
+    monkeypatch.setattr(run_identity, "ROOT", tmp_path)
     with pytest.raises(UserError, match="commit of this tree, got none"):
         bench(machine(host), PLAN, tmp_path)
 

@@ -3,6 +3,7 @@ import subprocess
 import pytest
 import torch
 
+from models import engine
 from quant.errors import UserError
 from scripts import capped_generation
 from scripts.capped_generation import (
@@ -60,14 +61,28 @@ def test_a_peak_over_the_cap_does_not_fit(shares):
     assert not generate_capped(gauge, 2, 7, 64, 3, 24.0, full=False)["fits"]
 
 
-def test_out_of_memory_names_the_stages_that_fitted(shares, monkeypatch):
-    def full(self, *_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(capped_generation.Engine, "_prepare", full)
+
+@pytest.mark.parametrize("where", ["here", "in the engine"])
+def test_out_of_memory_names_the_stages_that_fitted(shares, monkeypatch, where):
+    if where == "here":
+        monkeypatch.setattr(capped_generation.Engine, "_prepare", full)
+    else:  # which makes a sentence of its own
+        monkeypatch.setattr(engine, "tabulate_modulation", full)
     with pytest.raises(UserError, match="fit into 24 GB, got out of memory after .* text encoder;"):
         generate_capped(FakeGauge(1, 2, 3), 2, 7, 64, 3, 24.0, full=False)
     assert shares[-1] == 1.0
+
+
+def test_other_mistakes_keep_their_sentence(shares, monkeypatch):
+    def broken(*_):
+        raise UserError("something else")
+
+    monkeypatch.setattr(capped_generation.Engine, "_prepare", broken)
+    with pytest.raises(UserError, match="^something else$"):
+        generate_capped(FakeGauge(1, 2, 3), 2, 7, 64, 3, 24.0, full=False)
 
 
 def test_a_gauge_separates_the_allocator_the_context_and_others(monkeypatch):

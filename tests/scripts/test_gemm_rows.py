@@ -1,4 +1,3 @@
-import datetime
 import math
 
 import pytest
@@ -13,7 +12,6 @@ from scripts.gemm_rows import (
     PATHS,
     STEP_M,
     make_row,
-    make_run_id,
     modes_of,
     ratios,
     split_mode,
@@ -66,13 +64,6 @@ def test_modes_split_and_join():
 )
 def test_modes_of_a_path(path, chosen, modes):
     assert modes_of(path, chosen) == modes
-
-
-def test_a_run_is_named_by_time_commit_and_gpu():
-    zone = datetime.timezone(datetime.timedelta(hours=2))
-    start = datetime.datetime(2026, 11, 21, 1, 2, 3, tzinfo=zone)
-    found = make_run_id(start, "8efc9a74dbe0", "NVIDIA GeForce RTX 3090")
-    assert found == "20261120-230203-8efc9a7-nvidia_geforce_rtx_3090"
 
 
 def test_ratios_compare_with_the_anchor_of_the_same_run_and_way():

@@ -1,0 +1,47 @@
+"""Name a run of a benchmark and say what it ran on, in the columns that all of its rows share."""
+
+import datetime
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from eval.provenance import describe
+from quant.errors import UserError
+from scripts.cli import ROOT
+
+
+def make_run_id(start: datetime.datetime, commit: str, gpu: str) -> str:
+    """Name a run by UTC time, commit and GPU: 20261121-073105-8efc9a7-nvidia_h200.
+
+    Sorts by time. Seconds, because peers are spread over several runs a day.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_")
+    return f"{start.astimezone(datetime.UTC):%Y%m%d-%H%M%S}-{commit[:7]}-{slug}"
+
+
+def identify(
+    start: datetime.datetime, gpu: str, packages: Sequence[str]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the columns run_id, gpu, versions and commit, and the run's whole provenance.
+
+    Args:
+        start: of the run.
+        gpu: the device's name.
+        packages: whose versions the rows carry, before the driver's.
+
+    Raises:
+        UserError: the commit is not known.
+    """
+    found = describe(ROOT)
+    commit = found["git"]["commit"]
+    if commit is None:
+        raise UserError(
+            "the rows need the commit of this tree, got none; run in its git checkout or set "
+            "DIT8_COMMIT"
+        )
+    commit += "-dirty" if found["git"]["dirty"] else ""
+    software = {name: found["versions"][name] for name in packages}
+    software["driver"] = found["hardware"]["driver"]
+    versions = "; ".join(f"{name} {version or 'none'}" for name, version in software.items())
+    run_id = make_run_id(start, commit, gpu)
+    return {"run_id": run_id, "gpu": gpu, "versions": versions, "commit": commit}, found
