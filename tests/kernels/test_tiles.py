@@ -296,6 +296,10 @@ def test_a_tile_that_does_not_exist_for_swiglu_gives_way_to_the_rule(gpu, tmp_pa
 def test_an_unmeasured_product_or_gpu_gets_the_rule_s(gpu):
     expected = rule("gemm", 4396, 12288, 90, 132, tma=True)
     assert choose("gemm", 4396, 12288, 4608, CUDA, tma=True) == expected
+    for adds in ADDED:
+        expected = rule("gemm", 4096, 13824, 90, 132, tma=True, **adds)
+        assert (expected == THREE) is not any(adds.values())
+        assert choose("gemm", 4096, 13824, 4608, CUDA, tma=True, **adds) == expected
     gpu("Another GPU", (8, 6))
     expected = rule("gemm", 4396, 4608, 86, 132, tma=True)
     assert choose("gemm", 4396, 4608, 4608, CUDA, tma=True) == expected
