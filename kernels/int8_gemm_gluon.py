@@ -8,15 +8,18 @@ them while the others keep the tensor cores busy, so the epilogue costs no time 
 
 Why three warpgroups of 64 x 256: per product that tile moves 22 % fewer bytes from L2 than two
 (128 x 256) and 42 % fewer than 128 x 128. Under sustained load the card is bound by power, not by
-the tensor cores (H200: 1.3-1.4 GHz for cuBLASLt FP8, 1.65 GHz here), and moving less buys clock.
+the tensor cores, and moving less buys clock (results/LOG.md).
 
-Measured on an H200, sustained, TOPS at M 4096 / 4396 beside sgl-kernel (CUTLASS) and cuBLASLt FP8:
+Measured on an H200 (results/bench/gemm.csv; two store buffers are newer), 10^12 operations/s at
+M 4096 / 4396 beside sgl-kernel (CUTLASS) and cuBLASLt FP8:
 
                     this        sgl-kernel      cuBLASLt FP8
-    qkv         1373 / 1356    1343 / 1251      1173 / 1201
-    attn_out    1341 / 1281    1294 / 1223      1186 / 1179
-    ffn_up2     1374 / 1403    1385 / 1228      1255 / 1232
-    ffn_down    1431 / 1333    1299 / 1199      1205 / 1184
+    qkv         1304 / 1294    1427 / 1267      1306 / 1267
+    attn_out    1341 / 1293    1398 / 1308      1300 / 1239
+    ffn_up2     1280 / 1303    1433 / 1267      1315 / 1285
+    ffn_down    1406 / 1334    1376 / 1245      1312 / 1246
+
+What CUTLASS has ahead at 4096 rows is not the K loop: a tile costs 4 us besides it.
 
 Written in Gluon because `tl.dot`'s own pipelining cannot give warps different roles: it reached
 1080-1200 in the same run. Loads past the edges return zeros and stores past them are dropped by

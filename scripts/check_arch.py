@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -37,7 +38,7 @@ from scripts.arch_kernels import KERNELS, list_cases, measure
 from scripts.cli import from_root, one_sentence, terse
 
 LINE = ["kernel", "variant", "config"]  # what one line of the table is about
-QUICK_SM = (80, 86, 89)  # in turn; sm_90 always, its instructions are others
+QUICK_SM = (80, 86, 89)  # in turn
 
 
 def broken(row: Mapping) -> list[str]:
@@ -71,17 +72,20 @@ def broken(row: Mapping) -> list[str]:
 def select(sms: Sequence[int], kernels: Iterable[str], quick: bool) -> list[tuple[int, int]]:
     """Return what to compile, as (compute capability, index in `list_cases` of it).
 
-    Quick: what `Case.quick` names, for sm_90 and for one of QUICK_SM, in turn.
+    Quick: what `Case.quick` names, products for sm_90, whose matrix instructions are others, and
+    for one of QUICK_SM in turn; what multiplies no integers for one of all these.
     """
     chosen = []
     for sm in sms:
-        turn = 0
+        turns = Counter()  # a kernel's own: one of them is sm_90's alone
         for index, case in enumerate(list_cases(sm)):
             if case.kernel not in kernels:
                 continue
-            turn += case.quick
-            in_turn = sm == 90 or sm == QUICK_SM[turn % len(QUICK_SM)]
-            if not quick or (case.quick and in_turn):
+            turns[case.kernel] += case.quick
+            is_product = case.integer_mma != "none"
+            places = QUICK_SM if is_product else (*QUICK_SM, 90)
+            in_turn = sm == places[turns[case.kernel] % len(places)]
+            if not quick or (case.quick and (in_turn or is_product and sm == 90)):
                 chosen.append((sm, index))
     return chosen
 
@@ -93,7 +97,7 @@ def measure_all(tasks: Sequence[tuple[int, int]], jobs: int) -> list[dict]:
     # spawn: a fork of a process in which torch has threads may hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
-        return list(pool.map(measure, *zip(*tasks, strict=True), chunksize=8))
+        return list(pool.map(measure, *zip(*tasks, strict=True)))
 
 
 def render(frame: pd.DataFrame) -> str:

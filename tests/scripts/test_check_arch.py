@@ -99,20 +99,36 @@ def test_a_whole_run_takes_every_case_of_every_gpu():
     ]
 
 
+def test_a_quick_run_takes_every_shape_of_the_hopper_kernel_once_as_it_ships():
+    cases = [case for case in list_cases(90) if case.kernel == "int8_gemm_tma"]
+    quick = [case for case in cases if case.quick]
+    assert all(case.shipped for case in quick)
+    assert {case.variant for case in quick} == {"plain", "bias", "residual", "swiglu"}
+    shapes = {re.sub("-g\\d+", "", case.config) for case in cases}
+    assert sorted(re.sub("-g8", "", case.config) for case in quick) == sorted(shapes)
+
+
 def test_a_quick_run_takes_every_tile_for_sm_90_and_in_turn_for_one_other():
     taken = Counter()
     for sm, index in select(MEASURED, KERNELS, quick=True):
         case = list_cases(sm)[index]
-        taken[case.kernel, case.variant, case.config, sm == 90] += 1
         assert case.quick and sm in (80, 86, 89, 90)
-    assert set(taken.values()) == {1}
-    assert {kernel for kernel, *_ in taken} == set(KERNELS)
-    for kernel in ("int8_gemm", "int8_gemm_tma"):
-        for config in {case.config for case in list_cases(90) if case.kernel == kernel}:
-            times = Counter()
-            for (k, _, c, is_90), count in taken.items():
-                times[is_90] += count * ((k, c) == (kernel, config))
-            assert (times[True], times[False]) == (1, kernel == "int8_gemm")
+        taken[case.kernel, case.config, sm == 90] += case.kernel == "int8_gemm"
+    for config in {case.config for case in list_cases(90) if case.kernel == "int8_gemm"}:
+        assert taken["int8_gemm", config, True] == taken["int8_gemm", config, False] == 1
+
+
+def test_a_quick_run_takes_what_multiplies_nothing_for_one_gpu_in_turn():
+    taken = Counter()
+    for sm, index in select(MEASURED, KERNELS, quick=True):
+        case = list_cases(sm)[index]
+        if not case.kernel.startswith("int8_gemm"):
+            taken[sm, case.kernel, case.variant, case.config] += 1
+    quick = [c for c in list_cases(80) if c.quick and not c.kernel.startswith("int8_gemm")]
+    names = Counter(launch[1:] for launch in taken)
+    assert names == Counter((c.kernel, c.variant, c.config) for c in quick)
+    assert {kernel for kernel, *_ in names} == set(KERNELS) - {"int8_gemm", "int8_gemm_tma"}
+    assert {sm for sm, *_ in taken} == {80, 86, 89, 90}
 
 
 def test_only_the_kernels_asked_for_are_taken():
