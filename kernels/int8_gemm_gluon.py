@@ -4,7 +4,7 @@ One program per multiprocessor walks over the output tiles. One warp loads opera
 ring of shared memory (TMA, completion counted by an mbarrier); two or three warpgroups multiply.
 All of them read the same tile of w, each has 64 or 128 rows of x and of the output for itself, and
 they meet at no barrier but the ring's: a warpgroup that has finished its sums scales and stores
-them while the others keep the tensor cores busy, so the epilogue costs no time of its own.
+them while the others keep the tensor cores busy, as far ahead as the ring lets them run.
 
 Why three warpgroups of 64 x 256: per product that tile moves 22 % fewer bytes from L2 than two
 (128 x 256) and 42 % fewer than 128 x 128. Under sustained load the card is bound by power, not by
@@ -19,11 +19,11 @@ M 4096 / 4396 beside sgl-kernel (CUTLASS) and cuBLASLt FP8:
     ffn_up2     1280 / 1303    1433 / 1267      1315 / 1285
     ffn_down    1406 / 1334    1376 / 1245      1312 / 1246
 
-What CUTLASS has ahead at 4096 rows is not the K loop: a tile costs 4 us besides it.
+At 4096 rows CUTLASS is ahead, and not by its K loop: a tile costs 4 us beside ours.
 
-Written in Gluon because `tl.dot`'s own pipelining cannot give warps different roles: it reached
-1080-1200 in the same run. Loads past the edges return zeros and stores past them are dropped by
-the TMA unit, so no M, N or K needs a mask here.
+Written in Gluon because `tl.dot`'s own pipelining cannot give warps different roles; it reached
+1090-1150 (results/LOG.md). Loads past the edges return zeros and stores past them are dropped by the
+TMA unit, so no M, N or K needs a mask here.
 """
 
 from triton.experimental import gluon

@@ -1,6 +1,6 @@
 """Search the fastest tile of the int8 GEMM for each product and keep it for this GPU.
 
-    python scripts/tune.py                                     # the real model's shapes: 5 to 10 min
+    python scripts/tune.py                                     # the real model's, 5 to 10 min
     python scripts/tune.py --shapes qkv ffn_down --m 1088 4396
     python scripts/tune.py --model mini                        # the bundled mini's shapes
 
