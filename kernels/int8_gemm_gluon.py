@@ -22,8 +22,8 @@ M 4096 / 4396 beside sgl-kernel (CUTLASS) and cuBLASLt FP8:
 At 4096 rows CUTLASS is ahead, and not by its K loop: a tile costs 4 us beside ours.
 
 Written in Gluon because `tl.dot`'s own pipelining cannot give warps different roles; it reached
-1090-1150 (results/LOG.md). Loads past the edges return zeros and stores past them are dropped by the
-TMA unit, so no M, N or K needs a mask here.
+1090-1150 (results/LOG.md). Loads past the edges return zeros and stores past them are dropped
+by the TMA unit, so no M, N or K needs a mask here.
 """
 
 from triton.experimental import gluon
