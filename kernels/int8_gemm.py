@@ -13,7 +13,8 @@ w1 of one Ideogram 4 block (M 4396, N 12288), 0.46 ms at the 936 GB/s of an RTX 
 
 An epilogue may go on, all in fp32 before the one rounding: `residual + gate * y` for a block whose
 output is added to its input, and silu(y1) * y3 for the two up-projections of a SwiGLU, computed as
-one product: the 2 x 2MN bytes of y1 and y3 are then never written (432 MB at M 4396, N 12288).
+one product: the 2 x 2MN bytes of y1 and y3 are then neither written nor read (216 MB each way at
+M 4396, N 12288).
 
 Overflow: codes lie in [-127, 127], so |sum| <= 127^2 K fits int32 while K <= 133,144. The largest
 K here is 53,248 (`llm_cond_proj`).

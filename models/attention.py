@@ -2,10 +2,9 @@
 
     o = softmax(q k^T / sqrt(d)) v
 
-No rule of thumb names the fastest: at head_dim 256 and 4396 rows cuDNN takes 0.60 ms on an H200
-where FlashAttention-2, which PyTorch prefers, takes 1.16; on older cards cuDNN has no kernel of
-that width, and FlashAttention-2 takes it in the forward only. So the candidates are timed on the
-card itself, those that do not reproduce the exact result on a short sequence left out.
+Which kernels take head_dim 256, and which is fastest, depends on the card and on PyTorch's version.
+On an H200 the choice falls on cuDNN's (the kernels in results/bench/runs). So the candidates are
+timed on the card itself, those that do not reproduce the exact result on a short sequence left out.
 """
 
 import math

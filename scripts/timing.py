@@ -11,8 +11,7 @@ Graph samples do not, and they are *sustained*: the graph is replayed for 45 ms 
 only the last 30 count. A model computes for seconds on end, and a GPU that does runs into its power
 limit: an H200 that has rested takes the first milliseconds at 1.98 GHz and then falls to 1.3-1.7,
 the lower the more a kernel moves. In samples of 2 ms after a pause the order of kernels is another
-one (M 4096, N 13824, K 4608: sgl-kernel 1480 and this repo's 1335 TOPS rested, 1343 and 1373
-sustained); what a picture takes is the sustained one.
+one (results/LOG.md); what a picture takes is the sustained one.
 """
 
 import math
