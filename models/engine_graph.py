@@ -1,8 +1,8 @@
 """Capture a function of fixed tensors into a CUDA graph: one launch instead of a thousand.
 
 A forward of 34 blocks is some 350 kernels, ten a block; started one by one from Python they keep
-the GPU waiting at small sizes. A graph replays them at the addresses they were captured with, so inputs
-are copied into fixed tensors, and nothing in between may wait for the GPU.
+the GPU waiting at small sizes. A graph replays them at the addresses they were captured with, so
+inputs are copied into fixed tensors, and nothing in between may wait for the GPU.
 
 All graphs of a GPU draw their temporary memory from one pool. They may, because they run one after
 the other and what a graph returns lies outside of it: the second branch then costs no memory.

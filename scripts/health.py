@@ -29,8 +29,8 @@ class Expected:
 
 
 # Measured rates only: a datasheet's peak is above what a product reaches, on each card by a margin
-# of its own. The H200's is of short runs and not from this repo; sustained, as here, one reads 669-670
-# (results/bench/runs), 87 % of it.
+# of its own. The H200's is of short runs and not from this repo; sustained, as here, one reads
+# 669-670 (results/bench/runs), 87 % of it.
 EXPECTED = {
     "NVIDIA H200": Expected(769.0, "lowest of several machines, 769-798, 8192^3, random data"),
     "NVIDIA GeForce RTX 3090": Expected(65.5, "arXiv:2606.14598, the healthy card"),
