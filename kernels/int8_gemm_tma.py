@@ -50,7 +50,8 @@ def store_buffers(config: TmaConfig) -> int:
     With one, a chunk waits until the one before it has been read; with two it does not.
     """
     ring = config.stages * (config.consumers * config.rows + config.block_n) * LINE
-    return 2 if ring + 2 * config.consumers * config.rows * LINE <= SHARED_BYTES else 1
+    scales = 4 * config.consumers * config.block_n
+    return 2 if ring + scales + 2 * config.consumers * config.rows * LINE <= SHARED_BYTES else 1
 
 
 def offered(

@@ -188,7 +188,8 @@ def generate_capped(
     _load_libraries(device)
     context = gauge.context_bytes()
     share = share_of(cap_gb * 1e9, context, gauge.total_bytes)
-    torch.cuda.set_per_process_memory_fraction(share, device)
+    # by number: unlike its neighbours it takes no device without one, and None is the current one
+    torch.cuda.set_per_process_memory_fraction(share, device.index)
     gauge.begin()
     try:
         found = draw(engine, size_px, steps, gauge)
