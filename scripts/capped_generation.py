@@ -202,7 +202,7 @@ def generate_capped(
             f"{stages}; raise --cap-gb or lower --resolutions"
         ) from error
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index)
     after = gauge.context_bytes()
     peak = max(gauge.peaks.values()) + after
     return found | {
