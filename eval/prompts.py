@@ -10,15 +10,17 @@ from eval.records import Prompt
 from quant.errors import UserError
 
 ROW_KEYS = {"id", "caption", "texts", "seed"}
+OPTIONAL_KEYS = ("idea", "category")
 ID = re.compile(r"\w[\w.-]*")  # becomes a file name: no separators, not hidden
 ELEMENT_TYPES = ("obj", "text")
 
 
 def load_prompts(path: Path | str) -> list[Prompt]:
-    """Load a prompt set: one JSON object per line with id, caption, texts and seed.
+    """Load a prompt set: one JSON object per line.
 
-    Blank lines are skipped. Every expected text must occur, white space aside, in a text
-    element of its caption: a picture cannot be blamed for a text it was not asked for.
+    Keys are id, caption, texts and seed, and perhaps idea and category. Blank lines are skipped.
+    Every expected text must occur, white space aside, in a text element of its caption: a picture
+    cannot be blamed for a text it was not asked for.
 
     Args:
         path: UTF-8 jsonl file; `caption` is a JSON object or a string that holds one.
@@ -31,7 +33,8 @@ def load_prompts(path: Path | str) -> list[Prompt]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # str.splitlines would also cut at the separators that JSON leaves literal in a string
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"prompts: cannot read {path} ({error}), expected a UTF-8 jsonl file; check the name"
@@ -101,9 +104,12 @@ def _prompt(line: str, where: str) -> Prompt:
         raise UserError(
             f"{where}: the line is not valid JSON ({error}), expected one object per line"
         ) from error
-    if not isinstance(row, dict) or set(row) != ROW_KEYS:
+    if not isinstance(row, dict) or set(row) - set(OPTIONAL_KEYS) != ROW_KEYS:
         got = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: got {got}, expected an object with keys {sorted(ROW_KEYS)}")
+        raise UserError(
+            f"{where}: got {got}, expected an object with keys {sorted(ROW_KEYS)} and perhaps "
+            f"{' and '.join(OPTIONAL_KEYS)}"
+        )
     if not isinstance(row["id"], str) or not ID.fullmatch(row["id"]):
         raise UserError(
             f"{where}: id must be letters, digits, '.', '_' or '-', got {row['id']!r}; "
@@ -114,7 +120,19 @@ def _prompt(line: str, where: str) -> Prompt:
         raise UserError(f"{where}: seed must be an integer in [0, 2**63), got {row['seed']!r}")
     raw = row["caption"]
     caption = parse_caption(raw if isinstance(raw, str) else json.dumps(raw), where)
-    return Prompt(row["id"], caption, _expected_texts(row["texts"], caption, where), row["seed"])
+    texts = _expected_texts(row["texts"], caption, where)
+    about = {key: _optional(row, key, where) for key in OPTIONAL_KEYS}
+    return Prompt(row["id"], caption, texts, row["seed"], **about)
+
+
+def _optional(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key, "")
+    if not isinstance(value, str) or (key in row and not value.strip()):
+        raise UserError(
+            f"{where}: {key} must be a non-empty string, got {value!r}; leave the key out where "
+            "there is none"
+        )
+    return value
 
 
 def _expected_texts(texts: Any, caption: str, where: str) -> tuple[str, ...]:

@@ -15,12 +15,16 @@ class Prompt:
         caption: minified JSON object, non-ASCII characters literal.
         texts: texts expected in the picture; empty when reading is not judged.
         seed: seeds the noise together with `id`.
+        idea: the short idea that the caption was expanded from; "" where there is none.
+        category: kind of content, such as "signage"; "" where a set has no categories.
     """
 
     id: str
     caption: str
     texts: tuple[str, ...]
     seed: int
+    idea: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Sample:
         image_path: lossless RGB image.
         latents_path: safetensors file with a tensor "latents", or None when not kept.
         seconds: wall-clock time this picture took, its share of the batch.
+        caption, idea, category: copied from the prompt.
     """
 
     prompt_id: str
@@ -41,6 +46,9 @@ class Sample:
     image_path: Path
     latents_path: Path | None
     seconds: float
+    caption: str = ""
+    idea: str = ""
+    category: str = ""
 
     @property
     def key(self) -> SampleKey:

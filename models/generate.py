@@ -223,13 +223,34 @@ def save_sample(
     record = about | {"prompt_id": prompt.id, "seed": prompt.seed, "caption": prompt.caption}
     info.add_itxt(METADATA_KEY, json.dumps(record, sort_keys=True, ensure_ascii=False))
     write_atomically(image_path, lambda path: image.save(path, format="PNG", pnginfo=info))
+    return sample_of(prompt, image_path, latents_path, float(about["seconds"]))
+
+
+def sample_of(
+    prompt: Prompt, image_path: Path, latents_path: Path | None, seconds: float
+) -> Sample:
+    """Return the sample of a prompt: what scoring needs to know of it."""
     return Sample(
-        prompt.id, prompt.seed, prompt.texts, image_path, latents_path, float(about["seconds"])
+        prompt.id,
+        prompt.seed,
+        prompt.texts,
+        image_path,
+        latents_path,
+        seconds,
+        prompt.caption,
+        prompt.idea,
+        prompt.category,
     )
 
 
-def find_sample(prompt: Prompt, folder: Path) -> Sample | None:
+def find_sample(prompt: Prompt, folder: Path, *, whole: bool = True) -> Sample | None:
     """Return the sample of a prompt if its picture is there, None if not.
+
+    Args:
+        prompt: what the picture shows.
+        folder: of the run.
+        whole: decode the picture to see that it is complete; otherwise only its metadata, which
+            stand in front, are read.
 
     Raises:
         UserError: the picture is there but is not one of ours, or is damaged.
@@ -239,14 +260,13 @@ def find_sample(prompt: Prompt, folder: Path) -> Sample | None:
         return None
     try:
         with Image.open(image_path) as image:
-            image.load()
-            record = json.loads(image.text[METADATA_KEY])
-    except (OSError, UnidentifiedImageError, KeyError, ValueError, AttributeError) as error:
+            if whole:
+                image.load()
+            record = json.loads(image.info[METADATA_KEY])
+    except (OSError, UnidentifiedImageError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{image_path} must be a picture written by dit8, got {type(error).__name__}: {error}; "
             "delete it and start again"
         ) from error
     latents = latents_path if latents_path.exists() else None
-    return Sample(
-        prompt.id, prompt.seed, prompt.texts, image_path, latents, float(record["seconds"])
-    )
+    return sample_of(prompt, image_path, latents, float(record["seconds"]))
