@@ -125,3 +125,31 @@ def test_the_first_n_prompts(tmp_path):
     for n in (0, 3):
         with pytest.raises(UserError, match=rf"n must be between 1 and 2, got {n}"):
             first_prompts(prompts, n)
+
+
+def test_idea_and_category_are_optional_and_kept(tmp_path):
+    about = {"idea": "a café sign", "category": "signage"}
+    path = write(tmp_path / "s.jsonl", row(id="a"), row(id="b", **about))
+    first, second = load_prompts(path)
+    assert (first.idea, first.category) == ("", "")
+    assert (second.idea, second.category) == ("a café sign", "signage")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"idea": ""}, r"s.jsonl:1: idea must be a non-empty string, got ''; leave the key out"),
+        ({"idea": None}, r"idea must be a non-empty string, got None"),
+        ({"category": 3}, r"category must be a non-empty string, got 3"),
+        ({"Idea": "x"}, r"got \['Idea', .* and perhaps idea and category"),
+    ],
+)
+def test_a_bad_idea_or_category_is_named(tmp_path, change, match):
+    with pytest.raises(UserError, match=match):
+        load_prompts(write(tmp_path / "s.jsonl", row(**change)))
+
+
+def test_a_literal_line_separator_does_not_end_a_line(tmp_path):
+    text = json.dumps(row(idea="one\u2028two\x85three"), ensure_ascii=False)
+    (prompt,) = load_prompts(write(tmp_path / "s.jsonl", text))
+    assert prompt.idea == "one\u2028two\x85three"
