@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@# torch first and alone: asked for by another package, pip may choose a newer release with
 	@# gigabytes of CUDA libraries; once it is there, the constraint keeps it.
 	@$(PIP_INSTALL) $(TORCH_ARGS) torch
-	@$(PIP_INSTALL) -e '.[ocr,gguf,nf4,comfy,test]'
+	@$(PIP_INSTALL) -e '.[ocr,clip,lpips,gguf,nf4,comfy,test]'
 	@touch $@
 
 demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8, print the table

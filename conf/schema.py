@@ -160,12 +160,20 @@ class EvaluateConfig(DrawConfig):
     prompts: str | None = None  # name of a file in prompts/, or a path; default: the model's
     n: int | None = None  # of its first prompts
     batch: int | None = None  # instead of the hardware's
+    # json: captions as they are; raw: plain sentences in their place, see eval/prompt_style.py
+    prompt_style: str = "json"
     scorers: list[str] = field(default_factory=list)
+    # what text-image scores compare a picture with, see eval/score_text.py; default: the scorer's
+    # own, which is idea but for clip_mini
+    score_text: str | None = None
+    # see eval/scorer_settings.py, for example +scorer_options.hpsv2.checkpoint=FILE
+    scorer_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: str = "results"  # the ledger
     out: str = "outputs/runs"  # the pictures
     archive: bool = False  # pack the pictures of the run into one .tar
     readers: int = 1  # processes that read text
     overwrite: bool = False  # replace rows of the ledger that differ
+    report: bool = True  # make an HTML page of all runs that share the reference
 
 
 @dataclass

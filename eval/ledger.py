@@ -98,7 +98,7 @@ def upsert(
         key, values = _checked(row, layout)
         if incoming.setdefault(key, values) != values:
             raise ValueError(f"ledger: two rows given for {_describe(key, layout)} differ")
-    with _locked(path):
+    with locked(path):
         stored = _load(path, layout)
         changed = {k: v for k, v in incoming.items() if stored.get(k) != v}
         differing = [key for key in changed if key in stored]
@@ -141,6 +141,27 @@ def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Pat
     path = Path(folder) / f"{run_id}.json"
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     return path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a file: another file beside it, since itself is replaced.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = name.open("w")
+    except OSError as error:
+        raise UserError(
+            f"ledger: cannot lock {path} ({error.strerror}), expected a writable folder;"
+            " choose another results folder"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _load(path: Path, layout: Layout) -> dict[tuple, tuple]:
@@ -203,20 +224,3 @@ def _checked(row: Mapping[str, Any], layout: Layout) -> tuple[tuple, tuple]:
 
 def _describe(key: tuple, layout: Layout) -> str:
     return ", ".join(f"{name}={cell}" for name, cell in zip(layout.key, key, strict=True))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a CSV: a file beside it, since the CSV itself is replaced."""
-    name = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = name.open("w")
-    except OSError as error:
-        raise UserError(
-            f"ledger: cannot lock {path} ({error.strerror}), expected a writable folder;"
-            " choose another results folder"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

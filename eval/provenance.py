@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,13 @@ def sha256_file(path: Path | str) -> str:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of PACKAGES; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
+    return {"python": platform.python_version()} | installed_versions(PACKAGES)
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the version of every distribution named; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,18 +1,16 @@
 """Read the texts in a picture: the one definition of reading, used wherever text is judged.
 
 The picture is padded by 48 px on every side with its per-channel median colour (text at the
-edge is found better), then read by PP-OCRv6 small through rapidocr: detector limit_type=max,
-limit_side_len=512, no angle classifier. Every setting on which the result depends is pinned
-here and reported by `reader_identity`. How texts are compared is in `eval.matching`.
+edge is found better), then read by one of two engines on the same PP-OCRv6 small weights:
+`eval.rapid_reader`, the default, or `eval.paddle_reader`. Every setting on which the result
+depends is pinned and reported by `reader_identity`. How texts are compared is in `eval.matching`.
 """
 
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,29 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from eval import paddle_reader, rapid_reader
 from eval.images import load_rgb
 from quant.errors import UserError
 
 PAD_PX = 48
-DETECTOR_SIDE_PX = 512
-MODEL_FILES = {"detector": "PP-OCRv6_det_small.onnx", "recognizer": "PP-OCRv6_rec_small.onnx"}
-# rapidocr 3.10's own defaults except the detector side and the classifier, written out so
-# that a later version with other defaults reads the same
-SETTINGS = {
-    "Global.use_cls": False,
-    "Global.text_score": 0.5,
-    "Global.min_side_len": 30,
-    "Global.max_side_len": 2000,
-    "Det.limit_type": "max",
-    "Det.limit_side_len": DETECTOR_SIDE_PX,
-    "Det.thresh": 0.3,
-    "Det.box_thresh": 0.5,
-    "Det.unclip_ratio": 1.6,
-    "Det.use_dilation": True,
-    "Det.score_mode": "fast",
-    "Rec.rec_img_shape": [3, 48, 320],
-    "Rec.rec_batch_num": 6,
-}
+READERS = {"rapidocr": rapid_reader, "paddleocr": paddle_reader}
+DEFAULT = "rapidocr"
 
 
 @dataclass(frozen=True)
@@ -86,13 +68,14 @@ def pad_with_median(image: np.ndarray) -> np.ndarray:
     return padded
 
 
-def read(image: np.ndarray, threads: int = 1) -> Reading:
+def read(image: np.ndarray, threads: int = 1, reader: str = DEFAULT) -> Reading:
     """Read the texts in a picture.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         threads: intra-op threads of the engine, at most the machine's cores. About 0.05
             to 0.2 s for 256 x 256 px on one core.
+        reader: a key of READERS.
 
     Returns:
         The boxes read with confidence >= 0.5; none for a picture without text.
@@ -101,12 +84,14 @@ def read(image: np.ndarray, threads: int = 1) -> Reading:
         UserError: the OCR extra is not installed or lacks its model files.
     """
     padded = pad_with_median(image)
-    engine = _engine(os.getpid(), threads)
-    output = engine(np.ascontiguousarray(padded[..., ::-1]))  # the engine expects BGR
-    if output.txts is None:
-        return Reading(())
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise ValueError(f"reading: threads must be in [1, {cores}] on this machine, got {threads}")
+    if reason := obstacle(reader):
+        raise UserError(f"reading: {reason}")
     boxes = []
-    for text, corners, confidence in zip(output.txts, output.boxes, output.scores, strict=True):
+    bgr = np.ascontiguousarray(padded[..., ::-1])  # what both engines expect
+    for text, corners, confidence in READERS[reader].recognize(bgr, threads):
         left, top = (float(v) for v in corners.min(axis=0) - PAD_PX)
         right, bottom = (float(v) for v in corners.max(axis=0) - PAD_PX)
         boxes.append(Box(text, left, top, right, bottom, float(confidence)))
@@ -118,7 +103,9 @@ def read_texts(image: np.ndarray, threads: int = 1) -> list[str]:
     return [box.text for box in read(image, threads).boxes]
 
 
-def read_files(paths: Sequence[Path], workers: int = 1, threads: int = 1) -> list[Reading]:
+def read_files(
+    paths: Sequence[Path], workers: int = 1, threads: int = 1, reader: str = DEFAULT
+) -> list[Reading]:
     """Read several image files; a file with known content is not read a second time.
 
     Readings are remembered in this process by the SHA-256 of the file, so that the OCR
@@ -129,15 +116,16 @@ def read_files(paths: Sequence[Path], workers: int = 1, threads: int = 1) -> lis
         workers: processes to read in; 1 reads here. Each
             costs about 1 s to start.
         threads: intra-op threads of each engine.
+        reader: a key of READERS.
 
     Raises:
         UserError: a file cannot be read (it is named), or as `read`.
     """
     if workers < 1:
         raise ValueError(f"reading: workers must be >= 1, got {workers}")
-    digests = [_digest(path) for path in paths]
-    unread = {d: p for d, p in zip(digests, paths, strict=True) if d not in _READINGS}
-    read_one = functools.partial(_read_file, threads=threads)
+    keys = [(reader, _digest(path)) for path in paths]
+    unread = {key: p for key, p in zip(keys, paths, strict=True) if key not in _READINGS}
+    read_one = functools.partial(_read_file, threads=threads, reader=reader)
     if workers == 1 or len(unread) < 2:
         found = list(map(read_one, unread.values()))
     else:
@@ -146,64 +134,38 @@ def read_files(paths: Sequence[Path], workers: int = 1, threads: int = 1) -> lis
         with ProcessPoolExecutor(min(workers, len(unread)), mp_context=context) as pool:
             found = list(pool.map(read_one, unread.values(), chunksize=4))
     _READINGS.update(zip(unread, found, strict=True))
-    return [_READINGS[digest] for digest in digests]
+    return [_READINGS[key] for key in keys]
 
 
-def reader_identity() -> dict[str, Any]:
-    """Return engine versions, model files with SHA-256 prefixes, and settings, JSON-ready."""
-    folder = _model_folder()
+def obstacle(reader: str = DEFAULT) -> str | None:
+    """Tell what the reader lacks here and how to get it; None: nothing."""
+    return READERS[reader].obstacle()
+
+
+def reader_identity(reader: str = DEFAULT) -> dict[str, Any]:
+    """Return what a reading depends on, JSON-ready; `environment` holds the versions.
+
+    Raises:
+        UserError: as `read`.
+    """
+    if reason := obstacle(reader):
+        raise UserError(f"reading: {reason}")
+    folder = rapid_reader.model_folder()
+    names = rapid_reader.MODEL_FILES.values()
     return {
-        "engine": f"rapidocr {importlib.metadata.version('rapidocr')}",
-        "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}",
-        "models": {name: _digest(folder / name)[:16] for name in MODEL_FILES.values()},
+        "reader": reader,
+        "models": {name: _digest(folder / name) for name in names},
         "pad_px": PAD_PX,
-        "settings": dict(SETTINGS),
+        "settings": dict(READERS[reader].SETTINGS),
+        "environment": READERS[reader].versions(),
     }
 
 
-_READINGS: dict[str, Reading] = {}
+_READINGS: dict[tuple[str, str], Reading] = {}
 
 
-@functools.lru_cache(maxsize=2)
-def _engine(process_id: int, threads: int) -> Callable[[np.ndarray], Any]:
-    """Make the engine once per process: a session inherited through fork is not usable."""
-    cores = os.cpu_count() or 1
-    if not 1 <= threads <= cores:
-        raise ValueError(f"reading: threads must be in [1, {cores}] on this machine, got {threads}")
-    folder = _model_folder()
-    from rapidocr import RapidOCR
-
-    runtime = {
-        "Global.log_level": "critical",  # else every picture without text logs a warning
-        "EngineConfig.onnxruntime.intra_op_num_threads": threads,
-        "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-        # explicit paths, else the engine would download a model that is not beside it
-        "Det.model_path": str(folder / MODEL_FILES["detector"]),
-        "Rec.model_path": str(folder / MODEL_FILES["recognizer"]),
-    }
-    return RapidOCR(params=SETTINGS | runtime)
-
-
-def _model_folder() -> Path:
-    for package in ("rapidocr", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"reading: {package} is not installed, expected the OCR extra;"
-                " run `pip install -e .[ocr]`"
-            )
-    folder = Path(importlib.util.find_spec("rapidocr").origin).parent / "models"
-    for name in MODEL_FILES.values():
-        if not (folder / name).is_file():
-            raise UserError(
-                f"reading: model file {name} is not in the installed rapidocr"
-                f" {importlib.metadata.version('rapidocr')}, expected a version that bundles it;"
-                " run `pip install -e .[ocr]`"
-            )
-    return folder
-
-
-def _read_file(path: Path, threads: int) -> Reading:
-    return read(load_rgb(path), threads)
+def _read_file(path: Path, threads: int, reader: str) -> Reading:
+    return read(load_rgb(path), threads, reader)
 
 
 def _digest(path: Path) -> str:

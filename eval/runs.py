@@ -44,8 +44,11 @@ def write_run_record(
 def read_run(folder: Path) -> Run:
     """Read a run whose pictures are all there.
 
+    Pictures are not decoded here: a damaged one is named by every scorer that looks at it, and
+    those that need no pixels go on.
+
     Raises:
-        UserError: no such run, or pictures are missing.
+        UserError: no such run, or pictures are missing or not ours.
     """
     path = folder / RECORD
     try:
@@ -58,7 +61,7 @@ def read_run(folder: Path) -> Run:
             f"{path} must describe a run, got {type(error).__name__}: {error}; "
             "pass a folder written by scripts/evaluate.py"
         ) from error
-    samples = [find_sample(prompt, folder) for prompt in prompts]
+    samples = [find_sample(prompt, folder, whole=False) for prompt in prompts]
     missing = [prompt.id for prompt, found in zip(prompts, samples, strict=True) if found is None]
     if missing:
         raise UserError(

@@ -5,6 +5,7 @@ variant is compared with the reference at the same dtype only, since bf16 arithm
 a picture as much as INT8 weights do.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,10 @@ def summarize(scores: pd.DataFrame, *, reference: str) -> list[SummaryRow]:
         for variant in sorted(by_variant, key=lambda name: (name != reference, name)):
             rows = by_variant[variant]
             _check_single(rows, "run_id", f" for variant {variant!r} at dtype {dtype}")
-            values = _by_key(rows)
+            values = values_by_key(rows)
             delta = None
             if variant != reference and not is_relative:
-                delta = paired_interval(values, _by_key(by_variant[reference]))
+                delta = paired_interval(values, values_by_key(by_variant[reference]))
             shared = {name: rows[name].iloc[0] for name in ("model", "prompt_set", "backend")}
             summary.append(
                 SummaryRow(
@@ -101,22 +102,27 @@ def render_markdown(summary: Sequence[SummaryRow]) -> str:
     if not summary:
         raise ValueError("render_markdown: summary must hold at least one row, got none")
     first = summary[0]
-    header = ["scorer", "unit", "variant", "dtype", "backend", "n", "mean [95 %]"]
+    header = ["scorer", "unit", "range", "variant", "dtype", "backend", "n", "mean [95 %]"]
     header.append(f"Δ to {first.reference} [95 %]")
     lines = [header]
     for row in summary:
         scorer = get_scorer(row.scorer)
         arrow = "↑" if scorer.higher_is_better else "↓"
-        delta = "" if row.delta is None else _interval(row.delta, "+.4g")
+        delta = "" if row.delta is None else format_interval(row.delta, "+.4g")
         lines.append(
-            [f"{row.scorer} {arrow}", scorer.unit, row.variant, row.dtype, row.backend]
-            + [str(row.samples), _interval(row.mean, ".4g"), delta]
+            [f"{row.scorer} {arrow}", scorer.unit, format_range(scorer.bounds)]
+            + [row.variant, row.dtype, row.backend]
+            + [str(row.samples), format_interval(row.mean, ".4g"), delta]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    lines.insert(1, ["-" * width for width in widths])
-    text = (" | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
-    title = f"Model {first.model}, prompts {first.prompt_set}\n\n"
-    return title + "".join(f"| {line} |\n" for line in text)
+    return f"Model {first.model}, prompts {first.prompt_set}\n\n{align(lines)}"
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Return a markdown table with aligned columns; the first line is the header."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    cells = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in ruled]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def score_document(summary: Sequence[SummaryRow], variant: str, dtype: str) -> dict[str, Any]:
@@ -140,12 +146,25 @@ def score_document(summary: Sequence[SummaryRow], variant: str, dtype: str) -> d
     return document
 
 
-def _by_key(rows: pd.DataFrame) -> dict[SampleKey, float]:
+def values_by_key(rows: pd.DataFrame) -> dict[SampleKey, float]:
+    """Return the values of one run and scorer by (prompt id, seed)."""
     keys = zip(rows["prompt_id"], rows["seed"], strict=True)
     return {
         (prompt_id, int(seed)): float(value)
         for (prompt_id, seed), value in zip(keys, rows["value"], strict=True)
     }
+
+
+def format_interval(interval: Interval, spec: str) -> str:
+    """Write estimate and interval, with the method where it is not BCa."""
+    text = f"{interval.estimate:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]"
+    return text if interval.method == "bca" else f"{text} ({interval.method})"
+
+
+def format_range(bounds: tuple[float, float]) -> str:
+    """Write the values possible: "0 to 100", or "≥ 0" where there is no highest one."""
+    low, high = bounds
+    return f"{low:g} to {high:g}" if math.isfinite(high) else f"≥ {low:g}"
 
 
 def _check_single(rows: pd.DataFrame, column: str, what: str = "") -> None:
@@ -155,8 +174,3 @@ def _check_single(rows: pd.DataFrame, column: str, what: str = "") -> None:
             f"table: rows of several {column} values{what}: {', '.join(found)}; expected one,"
             " make one table for each"
         )
-
-
-def _interval(interval: Interval, spec: str) -> str:
-    text = f"{interval.estimate:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]"
-    return text if interval.method == "bca" else f"{text} ({interval.method})"

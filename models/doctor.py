@@ -39,7 +39,7 @@ def examine(root: Path) -> list[Row]:
         ("extras", lambda: extra_rows(root)),
         ("weights", lambda: weight_rows(root)),
         ("variants", lambda: variant_rows(root)),
-        ("scorers", lambda: scorer_rows(root)),
+        ("scorers", scorer_rows),
     )
     rows: list[Row] = []
     for section, make in sections:
@@ -167,15 +167,14 @@ def _has_checkpoint(root: Path, models: Iterable[str], kind: str) -> bool:
     return any(name.startswith(f"{kind}-") for name in names)
 
 
-def scorer_rows(root: Path) -> list[Row]:
-    """List every scorer and what it lacks."""
+def scorer_rows() -> list[Row]:
+    """List every scorer and what it lacks: packages, or weights that are not in the caches."""
     from eval.scorers import SCORERS
 
     rows = []
     for name, scorer in SCORERS.items():
-        path = root.joinpath(*type(scorer).__module__.split(".")).with_suffix(".py")
-        needs = lacking([path], root)
+        lacks = scorer.obstacle()
         against = ", against a reference variant" if scorer.needs_reference else ""
-        detail = f"needs {'; '.join(needs)}" if needs else f"{scorer.unit}{against}"
-        rows.append(Row("scorers", name, not needs, detail))
+        detail = f"{scorer.unit}{against}" if lacks is None else lacks
+        rows.append(Row("scorers", name, lacks is None, detail))
     return rows

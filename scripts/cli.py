@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
 
 
-def hydra_main(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+def hydra_main(name: str) -> Callable[[Callable[[Any], bool | None]], Callable[[], None]]:
     """Decorate a script's `main(config)`: Hydra's command line, typed config, one-line errors.
 
-    Exit codes: 0 done, 2 the user's mistake, 130 interrupted. Anything else that is raised is a
-    bug and shows its traceback.
+    `main` returns False where a part failed that did not stop the rest. Exit codes: 0 done, 1 such
+    a part in any job of a sweep, 2 the user's mistake, 130 interrupted. Anything else that is
+    raised is a bug and shows its traceback.
     """
 
-    def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
+    def decorate(main: Callable[[Any], bool | None]) -> Callable[[], None]:
+        complete: list[bool] = []
+
         def typed(config: DictConfig) -> None:
             with one_sentence(name):  # here too: Hydra adds a line to what leaves a job
-                main(OmegaConf.to_object(config))
+                complete.append(main(OmegaConf.to_object(config)) is not False)
 
         def run() -> None:
             register()
@@ -38,6 +41,8 @@ def hydra_main(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None
             os.environ["HYDRA_FULL_ERROR"] = "1"
             with one_sentence(name):
                 hydra.main(version_base=None, config_path=CONF, config_name=name)(typed)()
+            if not all(complete):
+                sys.exit(1)
 
         return run
 
@@ -93,6 +98,13 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException):
         return f"{text.splitlines()[0]}; conf/schema.py lists every key with its type"
     return " ".join(text.split())
+
+
+def say_what_is_lacking(document: Mapping[str, Any]) -> None:
+    """Tell on stderr which scorers were not measured or failed, a line each."""
+    for key in ("not_measured", "failed"):
+        for name, reason in document[key].items():
+            print(f"{name} {key.replace('_', ' ')}: {reason}", file=sys.stderr)
 
 
 def from_root(path: str) -> Path:

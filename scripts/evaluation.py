@@ -10,16 +10,17 @@ import torch
 from tqdm import tqdm
 
 from conf.schema import EvaluateConfig
+from eval.categories import categories_of, render_categories, summarize_categories
 from eval.ledger import LATENCY, SCORES, upsert, write_run
+from eval.prompt_style import styled
 from eval.prompts import first_prompts, load_prompts
 from eval.provenance import describe, run_id
-from eval.reading import reader_identity
 from eval.records import Prompt, RunKey
 from eval.runs import pack_run, read_run, write_run_record
-from eval.scorers import get_scorer
-from eval.scoring import rows_of, score_run
+from eval.scorer_settings import Settings, configure_all
+from eval.scoring import measured_everywhere, outcome_document, rows_of, score_run
 from eval.stats import MIN_PROMPTS, latency_percentiles
-from eval.table import SummaryRow, score_document, summarize
+from eval.table import render_markdown, score_document, summarize
 from models.generate import Sampler, Timing, generate
 from models.pipeline import resolve_device, torch_dtype
 from models.sampling import check_engine, open_engine
@@ -27,7 +28,7 @@ from models.variants import Variant, build_variant
 from quant.errors import UserError
 from quant.formats.table import get_format
 from quant.keys import content_key, files_sha256
-from scripts.cli import ROOT, from_root, terse, variant_config
+from scripts.cli import ROOT, from_root, say_what_is_lacking, terse, variant_config
 from scripts.conversion import checkpoint_sha256, find_checkpoint
 from scripts.stages import (
     Model,
@@ -39,16 +40,23 @@ from scripts.stages import (
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything one run depends on, and the name that follows from it."""
+    """Everything one run depends on, and the name that follows from it.
+
+    Attributes:
+        prompts: as the prompt set has them, which is what pictures are scored against.
+        drawn: as the model sees them, see `eval.prompt_style`.
+        identity: what run_id is a hash of.
+    """
 
     config: EvaluateConfig
     model: Model
     variant: Variant
     sampler: Sampler
     prompts: tuple[Prompt, ...]
+    drawn: tuple[Prompt, ...]
     checkpoint: Path | None
     batch: int
-    identity: dict  # what run_id is a hash of
+    identity: dict
     key: RunKey
 
     @property
@@ -59,8 +67,7 @@ class Cell:
 def prepare(config: EvaluateConfig) -> Cell:
     """Resolve a configuration into a cell; builds the checkpoint where that is allowed."""
     check_engine(config.engine, staged=config.hardware.staged)
-    for scorer in config.scorers:
-        get_scorer(scorer)
+    configure_all(config.scorers, settings_of(config))
     torch_dtype(config.dtype)
     variant = Variant(**vars(config.variant))
     device = resolve_device(config.hardware.device)
@@ -72,6 +79,7 @@ def prepare(config: EvaluateConfig) -> Cell:
         raise UserError(
             f"n must be at least {MIN_PROMPTS}, got {len(prompts)}; fewer give no interval"
         )
+    drawn = tuple(styled(prompt, config.prompt_style) for prompt in prompts)
     batch = config.hardware.batch if config.batch is None else config.batch
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")
@@ -90,7 +98,11 @@ def prepare(config: EvaluateConfig) -> Cell:
         "backend": backend,
         "batch": batch,
     }
-    captions = content_key([[p.id, p.caption, list(p.texts), p.seed] for p in prompts])
+    prompt_set = path.stem
+    if config.prompt_style != "json":  # the default stays out: runs keep the names they have
+        identity["prompt_style"] = config.prompt_style
+        prompt_set += f"-{config.prompt_style}"
+    captions = content_key([[p.id, p.caption, list(p.texts), p.seed] for p in drawn])
     name = run_id(identity, checkpoint_sha256(checkpoint), captions)
     key = RunKey(
         run_id=name,
@@ -100,9 +112,16 @@ def prepare(config: EvaluateConfig) -> Cell:
         engine=config.engine,
         dtype=config.dtype,
         backend=backend,
-        prompt_set=path.stem,
+        prompt_set=prompt_set,
     )
-    return Cell(config, model, variant, sampler, tuple(prompts), checkpoint, batch, identity, key)
+    return Cell(
+        config, model, variant, sampler, tuple(prompts), drawn, checkpoint, batch, identity, key
+    )
+
+
+def settings_of(config: EvaluateConfig) -> Settings:
+    """Return how a configuration asks to score."""
+    return Settings(config.readers, config.score_text, config.scorer_options, config.overwrite)
 
 
 def _model_files_sha256(folder: Path) -> str:
@@ -146,7 +165,6 @@ def draw(cell: Cell, reference: str | None) -> None:
         "started": started,
         "seconds": round(time.monotonic() - start, 3),
         "pictures_made": len(timing.image_ms),
-        "reader": reader_identity() if any(s.startswith("ocr") for s in config.scorers) else None,
         **describe(ROOT),
     }
     write_run(results / "runs", key.run_id, record)
@@ -169,7 +187,7 @@ def _draw_missing(cell: Cell) -> Timing:
     with tqdm(total=len(cell.prompts), desc=f"{key.variant} {key.run_id}", unit="image") as bar:
         _, timing = generate(
             pipeline,
-            cell.prompts,
+            cell.drawn,
             cell.sampler,
             cell.folder,
             batch=cell.batch,
@@ -180,29 +198,43 @@ def _draw_missing(cell: Cell) -> Timing:
     return timing
 
 
-def evaluate(config: EvaluateConfig) -> tuple[dict, list[SummaryRow]]:
-    """Evaluate one cell; returns its JSON document and the table's rows, reference included."""
+def evaluate(config: EvaluateConfig) -> tuple[dict, str]:
+    """Evaluate one cell; returns its JSON document and its tables as text, reference included.
+
+    Scorers that cannot run here or that fail stand in the document under "not_measured" and
+    "failed" with the reason, which is also said on stderr, and are in no row.
+    """
     cell = prepare(config)
     reference = reference_of(cell)
     ledger = from_root(config.results) / "scores.csv"
-    options = {"readers": config.readers, "overwrite": config.overwrite}
+    settings = settings_of(config)
     upsert(ledger, SCORES, [])  # a ledger that cannot be kept is found before the first picture
     is_reference = reference.key.run_id == cell.key.run_id
     if not is_reference and not _complete(reference):
         print(f"reference {reference.variant.name} comes first", file=sys.stderr)
     draw(reference, None)
     reference_run = read_run(reference.folder)
-    score_run(reference_run, None, config.scorers, ledger, **options)
+    outcomes = [score_run(reference_run, None, config.scorers, ledger, settings)]
     if not is_reference:
         draw(cell, reference.key.run_id)
-        score_run(read_run(cell.folder), reference_run, config.scorers, ledger, **options)
+        run = read_run(cell.folder)
+        outcomes.append(score_run(run, reference_run, config.scorers, ledger, settings))
     document = {"variant": cell.variant.name, "n": len(cell.prompts), "backend": cell.key.backend}
     document |= {"run_id": cell.key.run_id, "pictures": terse(cell.folder)}
     if config.archive:
         document["archive"] = terse(pack_run(cell.folder))
-    rows = rows_of(ledger, [cell.key.run_id, reference.key.run_id], config.scorers)
-    summary = summarize(rows, reference=reference.variant.name)
-    return document | score_document(summary, cell.variant.name, config.dtype), summary
+    document |= outcome_document(*outcomes)
+    say_what_is_lacking(document)
+    measured = measured_everywhere(config.scorers, *outcomes)
+    rows = rows_of(ledger, [cell.key.run_id, reference.key.run_id], measured)
+    if rows.empty:
+        return document | score_document([], cell.variant.name, config.dtype), ""
+    name = reference.variant.name
+    summary = summarize(rows, reference=name)
+    kinds = summarize_categories(rows, categories_of(reference_run.samples), reference=name)
+    tables = [render_markdown(summary), render_categories(kinds, name)]
+    document |= score_document(summary, cell.variant.name, config.dtype)
+    return document, "\n".join(filter(None, tables))
 
 
 def _complete(cell: Cell) -> bool:

@@ -3,9 +3,13 @@
     python scripts/score.py outputs/runs/<run_id> --reference outputs/runs/<run_id of bf16>
     python scripts/score.py fused.tar --reference bf16.tar --scorers ocr_exact psnr
     python scripts/score.py outputs/runs/<run_id> --overwrite     # score again, replace rows
+    python scripts/score.py fused.tar --scorers clipscore pickscore --score-text caption_json
+    python scripts/score.py fused.tar --scorers hpsv2 --set hpsv2.checkpoint=HPS_v2.1_compressed.pt
 
 Takes folders written by scripts/evaluate.py, or their archives (archive=true). Rows go to
-<results>/scores.csv. Prints one JSON document last.
+<results>/scores.csv, what they mean to <results>/runs/<run_id>.scorers.json. A scorer that cannot
+run here is reported as not measured; one that fails is named, the others go on, and the exit code
+is 1. Prints one JSON document last.
 """
 
 import sys
@@ -17,12 +21,14 @@ import argparse
 import json
 import tempfile
 
+from eval.categories import categories_of, render_categories, summarize_categories
 from eval.runs import Run, read_run, unpack_run
+from eval.scorer_settings import Settings, parse_options
 from eval.scorers import get_scorer
-from eval.scoring import rows_of, score_run
+from eval.scoring import measured_everywhere, outcome_document, rows_of, score_run
 from eval.table import render_markdown, score_document, summarize
 from quant.errors import UserError
-from scripts.cli import compose, from_root, one_sentence
+from scripts.cli import compose, from_root, one_sentence, say_what_is_lacking
 
 
 def open_run(path: Path, scratch: Path) -> Run:
@@ -35,7 +41,9 @@ def score(arguments: argparse.Namespace, scratch: Path) -> dict:
     run = open_run(arguments.run, scratch / "run")
     reference = None
     ledger = from_root(arguments.results) / "scores.csv"
-    options = {"readers": arguments.readers, "overwrite": arguments.overwrite}
+    settings = Settings(
+        arguments.readers, arguments.score_text, parse_options(arguments.set), arguments.overwrite
+    )
     if arguments.reference is not None:
         reference = open_run(arguments.reference, scratch / "reference")
         if run.reference not in (None, reference.key.run_id):
@@ -50,17 +58,30 @@ def score(arguments: argparse.Namespace, scratch: Path) -> dict:
                 f"scorers {', '.join(needing)} need the pictures of run {run.reference}, got none; "
                 "pass them with --reference, or choose others with --scorers"
             )
-    if reference is not None and reference.key != run.key:
-        score_run(reference, None, arguments.scorers, ledger, **options)
+    outcomes = []
     is_reference = reference is not None and reference.key == run.key
-    score_run(run, None if is_reference else reference, arguments.scorers, ledger, **options)
+    if reference is not None and not is_reference:
+        outcomes.append(score_run(reference, None, arguments.scorers, ledger, settings))
+    partner = None if is_reference else reference
+    outcomes.append(score_run(run, partner, arguments.scorers, ledger, settings))
     document = {"variant": run.key.variant, "n": len(run.samples), "backend": run.key.backend}
+    document |= outcome_document(*outcomes)
+    say_what_is_lacking(document)
     if reference is None:
         return document
-    rows = rows_of(ledger, [run.key.run_id, reference.key.run_id], arguments.scorers)
-    summary = summarize(rows, reference=reference.key.variant)
-    print(render_markdown(summary))
-    return document | score_document(summary, run.key.variant, run.key.dtype)
+    measured = measured_everywhere(arguments.scorers, *outcomes)
+    rows = rows_of(ledger, [run.key.run_id, reference.key.run_id], measured)
+    name, variant = reference.key.variant, run.key.variant
+    if variant == name and run.key.dtype == reference.key.dtype and not is_reference:
+        variant += f" {run.key.run_id}"  # a harmless change of the reference itself
+        rows.loc[rows["run_id"] == run.key.run_id, "variant"] = variant
+    summary = [] if rows.empty else summarize(rows, reference=name)
+    if summary:
+        print(render_markdown(summary))
+    if run.key.dtype == reference.key.dtype:
+        kinds = summarize_categories(rows, categories_of(reference.samples), reference=name)
+        print(render_categories(kinds, name), end="")
+    return document | score_document(summary, variant, run.key.dtype)
 
 
 def main() -> None:
@@ -71,12 +92,17 @@ def main() -> None:
         parser.add_argument("run", type=Path)
         parser.add_argument("--reference", type=Path)
         parser.add_argument("--scorers", nargs="+", default=compose("evaluate", []).scorers)
+        parser.add_argument("--score-text", help="what text-image scores compare with")
+        parser.add_argument("--set", nargs="+", default=[], metavar="SCORER.KEY=VALUE")
         parser.add_argument("--results", default="results")
         parser.add_argument("--readers", type=int, default=1)
         parser.add_argument("--overwrite", action="store_true")
         arguments = parser.parse_args()
         with tempfile.TemporaryDirectory() as scratch:
-            print(json.dumps(score(arguments, Path(scratch))))
+            document = score(arguments, Path(scratch))
+        print(json.dumps(document))
+    if document["failed"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

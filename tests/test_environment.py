@@ -91,6 +91,7 @@ def test_libraries_import_with_the_repository_first_on_the_path(tmp_path: Path) 
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
+import models  # as every script does: repairs torchvision beside a CPU build of torch
 from diffusers import Ideogram4Pipeline
 from transformers import Qwen3VLModel
 from diffusers.utils.import_utils import is_kernels_available as diffusers_sees_kernels

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,12 +17,26 @@ class Scorer(Protocol):
     `score` returns float64 (n,), one finite value per sample in the order of `samples`;
     it must not depend on the order or on which other samples are in the call. A scorer with
     `needs_reference` pairs by (prompt id, seed) and fails when a partner is missing.
+
+    `bounds` are the lowest and the highest value possible, `preprocessing` says in one line what
+    happens to a picture (and a text) before the model or the formula. `obstacle` tells why the
+    scorer cannot run here, "not measured: ..." and how to get what is missing, or None; it loads no
+    model. `identity` returns what else the value depends on, as JSON: checkpoint and its sha256,
+    backbone, the text that is scored; and under "environment" the versions, which may change
+    without the rows becoming others. A scorer of texts also has `text_record(samples)`, what its
+    tower could not see of them.
     """
 
     name: str
     higher_is_better: bool
     unit: str
+    bounds: tuple[float, float]
+    preprocessing: str
     needs_reference: bool
+
+    def obstacle(self) -> str | None: ...
+
+    def identity(self) -> dict[str, Any]: ...
 
     def score(
         self, samples: Sequence[Sample], references: Sequence[Sample] | None = None

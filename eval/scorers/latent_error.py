@@ -4,8 +4,10 @@ b is the reference. The most sensitive score: it moves long before a picture loo
 and it involves no VAE decoder and no rounding to 8 bits.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +33,17 @@ class LatentError:
     name: str = "latent_error"
     higher_is_better: bool = False
     unit: str = "relative L2"
+    bounds: tuple[float, float] = (0.0, math.inf)
+    preprocessing: str = "none: final latents as the sampler left them, before the VAE"
     needs_reference: bool = True
+
+    def obstacle(self) -> str | None:
+        """Return None: everything needed belongs to the core."""
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the arithmetic of the norm."""
+        return {"arithmetic": "float64"}
 
     def score(
         self, samples: Sequence[Sample], references: Sequence[Sample] | None = None

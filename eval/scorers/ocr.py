@@ -1,16 +1,20 @@
 """Judge the text in a picture: how much of what the caption asks for can be read.
 
 Reading is defined in `eval.reading` (PP-OCRv6 small through rapidocr, weights in its wheel,
-Apache-2.0), comparison in `eval.matching`. The three scorers share one reading per picture.
+Apache-2.0), comparison in `eval.matching`. Three measures: texts read exactly once both sides are
+normalized, their normalized edit distance, and texts read exactly as they stand. They share one
+reading per picture. The scorers that end in `_paddle` read the same weights through PaddleOCR, a
+second opinion that has names, and so rows, of its own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from eval.matching import exact_fraction, mean_distance, strict_fraction
-from eval.reading import Reading, read_files
+from eval.reading import DEFAULT, PAD_PX, Reading, obstacle, read_files, reader_identity
 from eval.records import Sample
 from quant.errors import UserError
 
@@ -21,6 +25,7 @@ class OcrScorer:
 
     Args:
         compare: (expected texts, reading) -> value of one picture.
+        reader: a key of eval.reading.READERS.
         workers: processes that read; 1 reads in this one.
         threads: intra-op threads per process.
     """
@@ -29,9 +34,21 @@ class OcrScorer:
     higher_is_better: bool
     unit: str
     compare: Callable[[Sequence[str], Reading], float]
+    reader: str = DEFAULT
     workers: int = 1
     threads: int = 1
+    bounds: tuple[float, float] = (0.0, 1.0)
+    preprocessing: str = f"padded by {PAD_PX} px of the median colour; long side at most 512 px"
     needs_reference: bool = False
+
+    def obstacle(self) -> str | None:
+        """Return which package or model file is missing, or None."""
+        reason = obstacle(self.reader)
+        return None if reason is None else f"not measured: {reason}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return engine, model files and settings."""
+        return reader_identity(self.reader)
 
     def score(
         self, samples: Sequence[Sample], references: Sequence[Sample] | None = None
@@ -47,13 +64,19 @@ class OcrScorer:
                     f"{self.name}: prompt {sample.prompt_id} expects no text, so nothing can be"
                     " read; leave this scorer out or give the prompt its texts"
                 )
-        readings = read_files([s.image_path for s in samples], self.workers, self.threads)
+        paths = [sample.image_path for sample in samples]
+        readings = read_files(paths, self.workers, self.threads, self.reader)
         pairs = zip(samples, readings, strict=True)
         return np.array([self.compare(s.texts, r) for s, r in pairs], dtype=np.float64)
 
 
-SCORERS = (
-    OcrScorer("ocr_exact", True, "fraction of texts", exact_fraction),
-    OcrScorer("ocr_ned", False, "edit distance / longer length", mean_distance),
-    OcrScorer("ocr_strict", True, "fraction of texts", strict_fraction),
+MEASURES = (
+    ("ocr_exact", True, "fraction of texts", exact_fraction),
+    ("ocr_ned", False, "edit distance / longer length", mean_distance),
+    ("ocr_strict", True, "fraction of texts", strict_fraction),
+)
+SCORERS = tuple(
+    OcrScorer(f"{name}{ending}", higher_is_better, unit, compare, reader)
+    for ending, reader in (("", DEFAULT), ("_paddle", "paddleocr"))
+    for name, higher_is_better, unit, compare in MEASURES
 )

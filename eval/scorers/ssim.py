@@ -7,31 +7,30 @@ the three channels, computed in fp64.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from eval.images import load_pair
 from eval.pairing import pair_samples
+from eval.provenance import installed_versions
 from eval.records import Sample
 from quant.errors import UserError
 
 WINDOW_PX = 11  # sigma 1.5 truncated at 3.5 sigma; a smaller picture has no window
+SETTINGS = {
+    "data_range": 255,
+    "gaussian_weights": True,
+    "sigma": 1.5,
+    "use_sample_covariance": False,
+}
 
 
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Return the SSIM in [-1, 1] of two (H, W, 3) uint8 arrays, H and W at least 11."""
     from skimage.metrics import structural_similarity
 
-    value = structural_similarity(
-        image,
-        reference,
-        channel_axis=-1,
-        data_range=255,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-    )
-    return float(value)
+    return float(structural_similarity(image, reference, channel_axis=-1, **SETTINGS))
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,17 @@ class Ssim:
     name: str = "ssim"
     higher_is_better: bool = True
     unit: str = "1"
+    bounds: tuple[float, float] = (-1.0, 1.0)
+    preprocessing: str = "none: 8-bit RGB, both pictures of one size"
     needs_reference: bool = True
+
+    def obstacle(self) -> str | None:
+        """Return None: everything needed belongs to the core."""
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the paper's settings and the version that computes with them."""
+        return {"settings": dict(SETTINGS), "environment": installed_versions(("scikit-image",))}
 
     def score(
         self, samples: Sequence[Sample], references: Sequence[Sample] | None = None

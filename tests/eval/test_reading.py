@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import reading
+from eval import rapid_reader, reading
 from eval.reading import pad_with_median, read, read_files, read_texts, reader_identity
 from quant.errors import UserError
 
@@ -74,7 +74,10 @@ def test_a_picture_without_text_reads_as_nothing_and_prints_nothing():
 
 def test_the_channels_are_not_swapped(monkeypatch):
     seen = []
-    monkeypatch.setattr(reading, "_engine", lambda *_: lambda bgr: seen.append(bgr) or FakeOutput())
+    monkeypatch.setattr(rapid_reader, "obstacle", lambda: None)
+    monkeypatch.setattr(
+        rapid_reader, "_engine", lambda *_: lambda bgr: seen.append(bgr) or FakeOutput()
+    )
     image = np.zeros((2, 2, 3), dtype=np.uint8)
     image[:] = (1, 2, 3)
     read(image)
@@ -88,13 +91,15 @@ class FakeOutput:
 @needs_ocr
 def test_settings_and_models_reach_the_engine():
     read(np.zeros((32, 32, 3), dtype=np.uint8))  # makes the detector
-    engine = reading._engine(os.getpid(), 1)
+    engine = rapid_reader._engine(os.getpid(), 1)
     assert engine.use_cls is False
     assert engine.text_det.limit_type == "max"
     assert engine.text_det.limit_side_len == 512
     identity = reader_identity()
     assert set(identity["models"]) == {"PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"}
-    assert all(len(digest) == 16 for digest in identity["models"].values())
+    assert all(len(digest) == 64 for digest in identity["models"].values())
+    assert identity["reader"] == "rapidocr"
+    assert set(identity["environment"]) == {"rapidocr", "onnxruntime"}
     assert identity["settings"]["Det.limit_side_len"] == 512
     json.dumps(identity, allow_nan=False)
 
@@ -108,7 +113,7 @@ def test_files_are_read_once_per_content(tmp_path, draw_poster, monkeypatch):
     calls = []
     original = reading._read_file
     monkeypatch.setattr(
-        reading, "_read_file", lambda path, threads: calls.append(path) or original(path, threads)
+        reading, "_read_file", lambda path, **how: calls.append(path) or original(path, **how)
     )
     texts = [[box.text for box in found.boxes] for found in read_files(paths)]
     assert texts == [["LEMON"], ["LEMON"], ["TIGER"], ["LEMON"]]
@@ -145,15 +150,17 @@ def test_a_missing_extra_is_named(monkeypatch, package):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
     )
-    reading._engine.cache_clear()
-    with pytest.raises(UserError, match=rf"{package} is not installed.*`pip install -e .\[ocr\]`"):
+    match = rf"reading: {package} is not installed; get it with `pip install .* -e '.\[ocr\]'`"
+    with pytest.raises(UserError, match=match):
         read(np.zeros((32, 32, 3), dtype=np.uint8))
+    with pytest.raises(UserError, match=match):
+        reader_identity()
 
 
 @needs_ocr
 def test_a_missing_model_file_is_an_error_and_not_a_download(monkeypatch):
-    monkeypatch.setitem(reading.MODEL_FILES, "detector", "PP-OCRv9_det.onnx")
-    reading._engine.cache_clear()
+    monkeypatch.setitem(rapid_reader.MODEL_FILES, "detector", "PP-OCRv9_det.onnx")
+    rapid_reader._engine.cache_clear()
     with pytest.raises(UserError, match=r"model file PP-OCRv9_det.onnx is not in the installed"):
         read(np.zeros((32, 32, 3), dtype=np.uint8))
 

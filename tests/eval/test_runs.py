@@ -8,7 +8,7 @@ from PIL import Image
 
 from eval.records import Prompt, RunKey
 from eval.runs import RECORD, pack_run, read_run, unpack_run, write_run_record
-from models.generate import sample_paths, save_sample
+from models.generate import find_sample, sample_paths, save_sample
 from quant.errors import UserError
 
 KEY = RunKey(
@@ -56,6 +56,18 @@ def test_an_unfinished_run_names_what_it_lacks(folder):
     sample_paths(PROMPTS[1], folder)[0].unlink()
     match = "run 0123456789ab lacks 1 of 2 pictures, first easy-001; run scripts/evaluate.py again"
     with pytest.raises(UserError, match=match):
+        read_run(folder)
+
+
+def test_a_damaged_picture_is_left_to_those_who_look_at_it(folder):
+    path = sample_paths(PROMPTS[1], folder)[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"IDAT") + 10])  # within the pixels
+    with pytest.raises(UserError, match="must be a picture written by dit8, got OSError"):
+        find_sample(PROMPTS[1], folder)
+    assert [sample.seconds for sample in read_run(folder).samples] == [0.25, 0.25]
+    path.write_bytes(whole[:40])  # before the metadata
+    with pytest.raises(UserError, match=f"{path.name} must be a picture written by dit8, got"):
         read_run(folder)
 
 

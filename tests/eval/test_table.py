@@ -7,7 +7,7 @@ import pytest
 from eval.ledger import SCORES
 from eval.records import RunKey
 from eval.stats import mean_interval, paired_interval
-from eval.table import render_markdown, score_document, summarize
+from eval.table import format_range, render_markdown, score_document, summarize
 from quant.errors import UserError
 
 BF16 = RunKey("00000000000a", "mini", "bf16", "none", "diffusers", "float32", "torch", "hard")
@@ -60,7 +60,8 @@ def test_the_markdown_is_aligned_and_marks_intervals_that_are_not_bca(scores):
     assert (title, blank) == ("Model mini, prompts hard", "")
     assert len({len(line) for line in table}) == 1 and len(table) == 5
     assert "Δ to bf16 [95 %]" in table[0] and set(table[1]) == {"|", "-", " "}
-    assert table[3].startswith("| ocr_ned ↓ | edit distance / longer length | int8 ")
+    assert table[3].startswith("| ocr_ned ↓ | edit distance / longer length | 0 to 1 ")
+    assert "| 0 to 1   | int8 " in table[3] and "| 0 to 100 | int8 " in table[4]
     assert "| 0.58 [" in table[3] and "| +0.16 [" in table[3] and "(" not in table[3]
     assert table[4].startswith("| psnr ↑ ") and table[4].rstrip(" |").endswith("]")
     assert text == render_markdown(summarize(scores.iloc[::-1], reference="bf16"))
@@ -117,3 +118,9 @@ def test_missing_rows_are_errors(scores):
     lone = (scores["variant"] == "bf16") & (scores["prompt_id"] == "p3")
     with pytest.raises(UserError, match=r"missing from the second variant, p3 \(seed 0\)"):
         summarize(scores[~lone], reference="bf16")
+
+
+def test_a_range_may_have_no_end():
+    assert format_range((0.0, 100.0)) == "0 to 100"
+    assert format_range((-1.0, 1.0)) == "-1 to 1"
+    assert format_range((0.0, float("inf"))) == "≥ 0"

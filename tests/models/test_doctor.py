@@ -160,19 +160,27 @@ def test_without_any_weights_no_variant_runs(tree):
 def test_scorers_of_this_repository():
     from eval.scorers import SCORERS
 
-    rows = by_name(scorer_rows(ROOT))
+    rows = by_name(scorer_rows())
     assert list(rows) == list(SCORERS)
     assert rows["psnr"] == Row("scorers", "psnr", True, "dB, against a reference variant")
     assert "reference" not in rows["seconds"].detail
 
 
-def test_a_scorer_without_its_extra(monkeypatch):
-    monkeypatch.setattr(
-        doctor, "lacking", lambda paths, root: ["extra x"] if paths[0].stem == "ocr" else []
-    )
-    rows = by_name(scorer_rows(ROOT))
-    assert rows["ocr_exact"] == Row("scorers", "ocr_exact", False, "needs extra x")
+def test_a_scorer_that_cannot_run_says_why(monkeypatch, tmp_path):
+    from eval import reading
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(reading.READERS, "rapidocr", NoReader)
+    rows = by_name(scorer_rows())
+    assert rows["ocr_exact"] == Row("scorers", "ocr_exact", False, "not measured: x; get it with y")
+    assert not rows["lpips"].ok and rows["lpips"].detail.startswith("not measured: ")
     assert rows["psnr"].ok
+
+
+class NoReader:
+    @staticmethod
+    def obstacle():
+        return "x; get it with y"
 
 
 def test_every_section_of_this_repository_can_be_examined():
@@ -201,7 +209,7 @@ def test_what_breaks_in_one_section_is_a_row_of_it(tmp_path, monkeypatch):
     rows = examine(tmp_path)  # an empty folder: no pyproject.toml, no conf
     assert Row("machine", "examination", False, "failed (RuntimeError: several lines)") in rows
     broken = {row.section for row in rows if row.name == "examination"}
-    assert broken == {"machine", "packages", "extras", "scorers"}
+    assert broken == {"machine", "packages", "extras"}
     assert "memory" in {row.name for row in rows}
 
 

@@ -1,6 +1,7 @@
 """scripts/evaluate.py: what is printed, what is kept, and what a run is named by."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,8 +10,10 @@ from diffusers import Ideogram4Pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from eval.runs import read_run
 from models.generate import METADATA_KEY
-from scripts.cli import compose
+from quant.errors import UserError
+from scripts.cli import ROOT, compose
 from scripts.evaluation import evaluate, prepare
 
 VARIANTS = ("int8", "bf16", "fused_int8")  # in the order drawn
@@ -108,7 +111,61 @@ def test_the_record_says_what_made_the_run(drawn, variant):
     assert len(record["model_sha256"]) == 64
     assert len(record["prompts"]) == record["pictures_made"] == 4
     assert record["seconds"] > 0 and record["started"].endswith("+00:00")
-    assert record["reader"] is not None
+    assert record["config"]["prompt_style"] == "json" and "prompt_style" not in record["identity"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_record_says_what_the_scores_mean(drawn, variant):
+    run_id = drawn.documents[variant]["run_id"]
+    entries = json.loads((drawn.place.results / "runs" / f"{run_id}.scorers.json").read_text())
+    assert set(entries) == set(drawn.documents[variant]["scores"])
+    for entry in entries.values():
+        assert entry["status"] == "measured" and entry["pictures"] == 4
+        assert {"direction", "unit", "range", "preprocessing", "identity"} <= set(entry)
+    models = entries["ocr_exact"]["identity"]["models"]
+    assert all(len(digest) == 64 for digest in models.values())
+
+
+def test_a_scorer_that_cannot_run_or_fails_is_named_and_the_sweep_goes_on(
+    drawn, run_here, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise UserError("ssim: out of order; mend it")
+
+    monkeypatch.setattr("eval.scorers.ssim.ssim", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    options = [*drawn.place.evaluation, f"results={tmp_path / 'r'}", "scorers=[lpips,ssim,psnr]"]
+    ended = run_here("evaluate", "-m", *options, "variant=int8,fused_int8")
+    assert ended.code == 1
+    documents = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert [document["variant"] for document in documents] == ["int8", "fused_int8"]
+    for document in documents:
+        assert set(document["scores"]) == {"psnr"}
+        assert document["failed"] == {"ssim": "ssim: out of order; mend it"}
+        assert set(document["not_measured"]) == {"lpips"}
+    assert ended.lines.count("ssim failed: ssim: out of order; mend it") == 2
+
+
+def test_prompts_are_drawn_as_sentences(place, run_here):
+    ended = run_here("evaluate", *place.evaluation, "variant=bf16", "prompt_style=raw")
+    assert ended.code == 0, ended.stderr
+    run = read_run(Path(ended.document["pictures"]))
+    assert run.key.prompt_set == "mini_hard-raw"
+    for sample in run.samples:
+        # drawn from sentences, scored against the caption that they were made from
+        with Image.open(sample.image_path) as image:
+            seen = json.loads(image.text[METADATA_KEY])["caption"]
+        assert "{" not in seen and all(text in seen for text in sample.texts)
+        assert "compositional_deconstruction" in json.loads(sample.caption)
+    record = json.loads((place.results / "runs" / f"{run.key.run_id}.json").read_text())
+    assert record["identity"]["prompt_style"] == "raw"
+
+
+def test_committed_runs_keep_their_names():
+    """A key with its default value is no part of a run's name."""
+    folder = ROOT / "results" / "demo" / "runs"
+    config = compose("evaluate", ["prompts=mini_medium", "n=16", "hardware=cpu", "variant=bf16"])
+    assert f"{prepare(config).key.run_id}.json" in {path.name for path in folder.iterdir()}
 
 
 def test_pictures_are_lossless_and_say_what_they_are(drawn):
@@ -196,12 +253,15 @@ def test_a_run_is_named_by_all_that_decides_its_scores(place, other_model):
         ["variant=rtn4", "variant.bits=3"],
         ["model.companion_dtype=bfloat16"],
         [f"model.path={other_model}"],
+        ["prompt_style=raw"],
     ]
     names = [name(), *(name(*change) for change in changes)]
     assert len(set(names)) == len(names)
     same = ["readers=2", "archive=true", "overwrite=true", "scorers=[psnr]", "out=elsewhere"]
+    same += ["prompt_style=json", "score_text=content"]
     for change in same:
         assert name(change) == names[0]
+    assert name("scorers=[lpips]", "+scorer_options.lpips.device=cpu") == names[0]
 
 
 def test_recipes_give_quantized_runs_their_names(drawn, tmp_path):

@@ -27,7 +27,11 @@ def test_folders_give_the_rows_of_evaluate(drawn, ids, tmp_path, run_here):
     assert rows_of(tmp_path / "scores.csv", *ids) == expected  # seconds come with the pictures
     document = drawn.documents["int8"]
     assert ended.document == {key: document[key] for key in ended.document}
-    assert set(ended.document) == {"variant", "n", "backend", "scores", "paired"}
+    lacking = {"not_measured", "failed"}
+    assert set(ended.document) == {"variant", "n", "backend", "scores", "paired"} | lacking
+    assert ended.document["not_measured"] == ended.document["failed"] == {}
+    record = f"runs/{ids[0]}.scorers.json"
+    assert (tmp_path / record).read_bytes() == (drawn.place.results / record).read_bytes()
 
 
 def test_archives_give_the_same_rows_where_nothing_else_is(drawn, ids, tmp_path, run_script):
@@ -47,7 +51,9 @@ def test_archives_give_the_same_rows_where_nothing_else_is(drawn, ids, tmp_path,
 def test_the_reference_alone_needs_no_partner(drawn, tmp_path, run_here):
     ended = run_here("score", str(drawn.folder("bf16")), "--results", str(tmp_path))
     assert ended.code == 0, ended.stderr
-    assert ended.document == {"variant": "bf16", "n": 4, "backend": "torch-cpu"}
+    assert ended.document == {
+        "variant": "bf16", "n": 4, "backend": "torch-cpu", "not_measured": {}, "failed": {}
+    }  # fmt: skip
     run_id = drawn.documents["bf16"]["run_id"]
     expected = rows_of(drawn.place.results / "scores.csv", run_id)
     assert rows_of(tmp_path / "scores.csv", run_id) == expected
@@ -66,6 +72,54 @@ def test_a_changed_picture_is_scored_again_only_on_request(drawn, ids, tmp_path,
     assert again.document["scores"]["latent_error"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_a_damaged_picture_is_named_and_the_rest_is_scored(drawn, ids, tmp_path, run_here):
+    run = tmp_path / ids[0]
+    shutil.copytree(drawn.folder("int8"), run)
+    picture = min(run.glob("*.png"))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: 2 * len(whole) // 3])
+    results = tmp_path / "results"
+    command = [str(run), "--reference", str(drawn.folder("bf16")), "--results", str(results)]
+    ended = run_here("score", *command, "--scorers", "psnr", "ocr_ned", "latent_error", "seconds")
+    assert ended.code == 1
+    document = ended.document
+    assert set(document["failed"]) == {"psnr", "ocr_ned"}
+    assert all(f"image {picture}: cannot be read" in why for why in document["failed"].values())
+    assert set(document["scores"]) == {"latent_error", "seconds"}
+    assert [line.partition(": ")[0] for line in ended.lines] == ["psnr failed", "ocr_ned failed"]
+    assert "| latent_error" in ended.stdout and "| psnr" not in ended.stdout
+    # once it is whole again, only what is missing is computed
+    picture.write_bytes(whole)
+    ended = run_here("score", *command, "--scorers", "psnr", "ocr_ned", "latent_error", "seconds")
+    assert ended.code == 0 and ended.document["failed"] == {}
+    assert ended.document["scores"].keys() == {"psnr", "ocr_ned", "latent_error", "seconds"}
+
+
+def test_what_cannot_run_here_is_reported_and_not_an_error(drawn, tmp_path, run_here, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    command = [str(drawn.folder("int8")), "--reference", str(drawn.folder("bf16"))]
+    options = ["--scorers", "lpips", "psnr", "--results", str(tmp_path / "results")]
+    ended = run_here("score", *command, *options)
+    assert ended.code == 0, ended.stderr
+    assert set(ended.document["not_measured"]) == {"lpips"}
+    assert set(ended.document["scores"]) == {"psnr"}
+    (line,) = ended.lines
+    assert line.startswith("lpips not measured: ") and "; get it with " in line
+    ended = run_here("score", *command, *options[:2], *options[3:])
+    assert ended.code == 0 and ended.document["scores"] == {}
+    assert "mean [95 %]" not in ended.stdout
+
+
+def test_settings_of_a_scorer(drawn, tmp_path, run_here):
+    missing = tmp_path / "none.pth"
+    command = [str(drawn.folder("int8")), "--reference", str(drawn.folder("bf16"))]
+    command += ["--results", str(tmp_path), "--scorers", "lpips"]
+    ended = run_here("score", *command, "--set", f"lpips.checkpoint={missing}")
+    assert ended.code == 0, ended.stderr
+    reason = ended.document["not_measured"]["lpips"]
+    assert f"checkpoint {missing} of lpips does not exist" in reason or "not installed" in reason
+
+
 def mistakes(drawn, tmp_path):
     int8, bf16, fused = (str(drawn.folder(v)) for v in ("int8", "bf16", "fused_int8"))
     (tmp_path / "no.tar").write_bytes(b"not an archive")
@@ -79,6 +133,9 @@ def mistakes(drawn, tmp_path):
         "no archive": ([str(tmp_path / "no.tar")], "must be a packed run.*pack it again"),
         "unfinished": ([str(partial), "--reference", bf16], "lacks 1 of 4 pictures.*finish it"),
         "unknown scorer": ([bf16, "--scorers", "taste"], "scorer 'taste' does not exist, expected"),
+        "unknown text": ([bf16, "--score-text", "poem"], "score_text must be one of .*got 'poem'"),
+        "setting": ([bf16, "--set", "psnr.cap=1"], "scorer psnr has no setting 'cap', expected"),
+        "no setting": ([bf16, "--set", "psnr"], "must look like clipscore.backbone=.*got 'psnr'"),
     }
 
 
@@ -86,7 +143,7 @@ def mistakes(drawn, tmp_path):
     "mistake",
     [
         *("missing reference", "another reference", "no such run", "no archive", "unfinished"),
-        "unknown scorer",
+        *("unknown scorer", "unknown text", "setting", "no setting"),
     ],
 )
 def test_one_sentence(drawn, tmp_path, run_here, one_sentence, mistake):
