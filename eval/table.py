@@ -107,10 +107,10 @@ def render_markdown(summary: Sequence[SummaryRow]) -> str:
     for row in summary:
         scorer = get_scorer(row.scorer)
         arrow = "↑" if scorer.higher_is_better else "↓"
-        delta = "" if row.delta is None else _interval(row.delta, "+.4g")
+        delta = "" if row.delta is None else show_interval(row.delta, "+.4g")
         lines.append(
             [f"{row.scorer} {arrow}", scorer.unit, row.variant, row.dtype, row.backend]
-            + [str(row.samples), _interval(row.mean, ".4g"), delta]
+            + [str(row.samples), show_interval(row.mean, ".4g"), delta]
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     lines.insert(1, ["-" * width for width in widths])
@@ -157,6 +157,6 @@ def _check_single(rows: pd.DataFrame, column: str, what: str = "") -> None:
         )
 
 
-def _interval(interval: Interval, spec: str) -> str:
+def show_interval(interval: Interval, spec: str) -> str:
     text = f"{interval.estimate:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]"
     return text if interval.method == "bca" else f"{text} ({interval.method})"
