@@ -49,16 +49,6 @@ def test_fused_against_unfused_is_what_the_ledger_says(tmp_path, monkeypatch):
     assert (tmp_path / "tables" / name).read_text() == committed
 
 
-def test_fused_against_unfused_is_what_the_ledger_says(tmp_path, monkeypatch):
-    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
-    words = ["fused_int8", "int8", "--engine", "dit8", "--results", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["compare.py", *words])
-    compare.main()
-    name = "fused_int8_against_int8_mini.md"
-    committed = (ROOT / "results" / "tables" / name).read_text()
-    assert (tmp_path / "tables" / name).read_text() == committed
-
-
 def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
     """The tables are committed if, and only if, their rows are."""
     (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
