@@ -10,16 +10,14 @@ Why three warpgroups of 64 x 256: per product that tile moves 22 % fewer bytes f
 (128 x 256) and 42 % fewer than 128 x 128. Under sustained load the card is bound by power, not by
 the tensor cores, and moving less buys clock (results/LOG.md).
 
-Measured on an H200 (results/bench/gemm.csv; two store buffers are newer), 10^12 operations/s at
-M 4096 / 4396 beside sgl-kernel (CUTLASS) and cuBLASLt FP8:
+Measured on an H200 (results/bench/gemm.csv), 10^12 operations/s at M 4096 / 4396 in one run beside
+sgl-kernel (CUTLASS) and cuBLASLt FP8:
 
                     this        sgl-kernel      cuBLASLt FP8
-    qkv         1304 / 1294    1427 / 1267      1306 / 1267
-    attn_out    1341 / 1293    1398 / 1308      1300 / 1239
-    ffn_up2     1280 / 1303    1433 / 1267      1315 / 1285
-    ffn_down    1406 / 1334    1376 / 1245      1312 / 1246
-
-At 4096 rows CUTLASS is ahead, and not by its K loop: a tile costs 4 us beside ours.
+    qkv         1347 / 1313    1406 / 1255      1300 / 1274
+    attn_out    1405 / 1360    1390 / 1314      1277 / 1225
+    ffn_up2     1318 / 1340    1429 / 1264      1325 / 1301
+    ffn_down    1431 / 1370    1356 / 1251      1307 / 1260
 
 Written in Gluon because `tl.dot`'s own pipelining cannot give warps different roles; it reached
 1090-1150 (results/LOG.md). Loads past the edges return zeros and stores past them are dropped
@@ -242,7 +240,7 @@ def multiply_tiles(p, CONSUMER: gl.constexpr):
         acc3 = acc
         off_m = (pid_m * p.CONSUMERS + CONSUMER) * p.ROWS
         offs_m = off_m + gl.arange(0, p.ROWS, gl.SliceLayout(1, layout))
-        # Long before their use. Loaded where they are used, a chunk at a time, w's scales cost 6 %.
+        # Long before their use: w's, loaded a chunk at a time where they are used, cost 2-7 %.
         x_scale = gl.load(p.x_scale + offs_m, mask=offs_m < p.M, other=0.0)
         w_scale = load_w_scale(p, pid_n)
         for step in range(gl.cdiv(p.K, K_STEP)):

@@ -33,10 +33,11 @@ CURVES = ROOT / "results" / "mini"
 
 
 def accuracy_table(scores: pd.DataFrame) -> str:
-    """One row a prompt set: texts read exactly by the unquantized model in fp32."""
+    """One row a prompt set: texts read exactly by the unquantized model in fp32, engine stock."""
     rows = scores[
         (scores["model"] == "mini")
         & (scores["variant"] == "bf16")
+        & (scores["engine"] == "stock")
         & (scores["dtype"] == "float32")
         & (scores["scorer"] == "ocr_exact")
     ]

@@ -41,6 +41,7 @@ PATHS = {
     "torchao": ("gemm", "quant_gemm"),
 }
 ANCHORS = ("bf16", "fp8")
+PEERS = ("comfy_kitchen", "sgl_kernel", "sdnq", "torchao")  # other projects' kernels
 MODES = tuple(f"{what}_{how}" for what in ("gemm", "quant_gemm") for how in HOWS)
 GEMM = Layout(
     key=("run_id", "gpu", "path", "shape", "m", "n", "k", "mode"),
@@ -105,12 +106,13 @@ Cell = tuple[str, str, int, str]  # path, shape, M, mode
 def ratios(rows: Iterable[Mapping[str, Any]], anchor: str = "bf16") -> dict[Cell, float]:
     """Say how many times as fast as an anchor everything is that was measured on one GPU.
 
-    Medians are compared within a run only; where several runs have a cell, the latest counts. bf16
-    is an anchor by its "gemm", fp8 by the mode that it is compared in.
+    Medians are compared within a run only; where several runs have a cell, the geometric mean of
+    their ratios counts. bf16 is an anchor by its "gemm", any other path by the mode that it is
+    compared in.
 
     Args:
         rows: of one GPU, of any number of runs.
-        anchor: one of ANCHORS.
+        anchor: one of PATHS.
 
     Returns:
         (path, shape, M, mode) -> the anchor's median over the path's. Without cells whose run has
@@ -120,15 +122,15 @@ def ratios(rows: Iterable[Mapping[str, Any]], anchor: str = "bf16") -> dict[Cell
     for row in rows:
         cell = (row["path"], row["shape"], row["m"], row["mode"])
         runs.setdefault(row["run_id"], {})[cell] = row["p50_ms"]
-    found: dict[Cell, float] = {}
+    seen: dict[Cell, list[float]] = {}
     for run in sorted(runs):
         times = runs[run]
         for (path, shape, m, mode), own in times.items():
             against = f"gemm_{split_mode(mode)[1]}" if anchor == "bf16" else mode
             theirs = times.get((anchor, shape, m, against))
             if theirs is not None:
-                found[path, shape, m, mode] = theirs / own
-    return found
+                seen.setdefault((path, shape, m, mode), []).append(theirs / own)
+    return {cell: math.prod(found) ** (1 / len(found)) for cell, found in seen.items()}
 
 
 def step_mean(found: Mapping[Cell, float], path: str, mode: str) -> float | None:

@@ -14,13 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any
 
 from eval.ledger import read_table
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
-from scripts.gemm_rows import GEMM, PATHS, ROWS_M, SHAPES, STEP_M, Cell, ratios, step_mean
+from scripts.gemm_rows import GEMM, PATHS, PEERS, ROWS_M, SHAPES, STEP_M, Cell, ratios, step_mean
 
 ABSENT = "–"
 FEW_ROWS = tuple(m for m in ROWS_M if m < min(STEP_M))
@@ -31,7 +32,7 @@ def gemm_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         rows: of any number of runs; a run's cells are compared with its own anchors, and of several
-            runs that have a cell the latest is shown.
+            runs that have a cell the geometric mean is shown.
 
     Returns:
         text that ends with a newline.
@@ -44,22 +45,26 @@ def gemm_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _one_gpu(gpu: str, rows: Sequence[Mapping[str, Any]]) -> str:
     against_bf16, against_fp8 = ratios(rows), ratios(rows, "fp8")
-    tops: dict[Cell, float] = {}
+    rates: dict[Cell, list[float]] = {}
     for row in sorted(rows, key=lambda row: row["run_id"]):
-        tops[row["path"], row["shape"], row["m"], row["mode"]] = row["tops"]
+        cell = (row["path"], row["shape"], row["m"], row["mode"])
+        rates.setdefault(cell, []).append(row["tops"])
+    tops = {cell: geometric_mean(values) for cell, values in rates.items()}
     sizes = " / ".join(map(str, STEP_M))
     parts = [
         f"{gpu}: the matrix products of one block, and the text projection. Medians. A ratio says "
         "how many times as fast as the anchor of the same run a path is; the bf16 anchor is its "
         f"product also where others quantize first. Pairs are M = {sizes}. The mean is geometric "
         "over qkv, attn_out, ffn_up2 and ffn_down at both M, as often as a CFG step calls them. "
-        f"{ABSENT}: not measured.\n",
+        f"Of a cell that several runs have, the geometric mean. {ABSENT}: not measured.\n",
         "GEMM alone against cuBLAS bf16, CUDA graphs:\n",
         _by_path("gemm_graph", against_bf16, ".2f", "mean"),
         "GEMM alone against cuBLASLt FP8 row-wise, CUDA graphs:\n",
         _by_path("gemm_graph", against_fp8, ".2f", "mean"),
         "GEMM alone, 10¹² operations per second:\n",
         _by_path("gemm_graph", tops, ".0f"),
+        "GEMM alone, ours (dit8) against each peer in the runs that have both, CUDA graphs:\n",
+        _against_peers(rows),
         "Quantize + GEMM against cuBLAS bf16, CUDA graphs:\n",
         _by_path("quant_gemm_graph", against_bf16, ".2f", "mean"),
         "Quantize + GEMM against cuBLAS bf16, eager:\n",
@@ -85,6 +90,20 @@ def _by_path(mode: str, values: Mapping[Cell, float], spec: str, mean: str = "")
         if mean:
             cells.append(_number(step_mean(values, path, mode), spec))
         lines.append([path, *cells])
+    return _markdown(lines)
+
+
+def _against_peers(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulate how many times as fast as each peer our GEMM alone is."""
+    lines = [["peer", *SHAPES, "mean"]]
+    for peer in PEERS:
+        found = ratios(rows, peer)
+        cells = [("dit8", shape, m, "gemm_graph") for shape in SHAPES for m in STEP_M]
+        if any(cell in found for cell in cells):
+            pairs = zip(cells[::2], cells[1::2], strict=True)
+            texts = [_pair((found.get(cell) for cell in pair), ".2f") for pair in pairs]
+            mean = _number(step_mean(found, "dit8", "gemm_graph"), ".2f")
+            lines.append([peer, *texts, mean])
     return _markdown(lines)
 
 

@@ -69,14 +69,22 @@ def copies_for(call_bytes: int, operand_bytes: int, l2_bytes: int, free_bytes: i
     return max(1, min(wanted, int(MEMORY_SHARE * free_bytes) // operand_bytes))
 
 
-def interleave(samplers: Mapping[Key, Sampler], rounds: int) -> dict[Key, list[float]]:
-    """Take one sample of each in turn, `rounds` times over, after one round that is not kept."""
+def interleave(
+    samplers: Mapping[Key, Sampler], rounds: int, seed: int = 0
+) -> dict[Key, list[float]]:
+    """Take one sample of each, `rounds` times over, after one round that is not kept.
+
+    Every round has an order of its own, drawn with `seed`: what ran just before warms the card or
+    lets it rest, and in a fixed order one path would always follow the same other.
+    """
     samples: dict[Key, list[float]] = {key: [] for key in samplers}
+    generator = np.random.default_rng(seed)
+    keys = list(samplers)
     for number in range(rounds + 1):
-        for key, sample in samplers.items():
-            taken = sample()
+        for index in generator.permutation(len(keys)):
+            taken = samplers[keys[index]]()
             if number > 0:
-                samples[key].append(taken)
+                samples[keys[index]].append(taken)
     return samples
 
 

@@ -10,7 +10,7 @@ from eval.accuracy import text_accuracy
 from eval.ledger import SCORES, read_table
 from eval.records import Prompt
 from quant.errors import UserError
-from scripts import ablation, bench_convert, describe_mini, fill_readme, ladder
+from scripts import ablation, bench_convert, compare, describe_mini, fill_readme, ladder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +37,16 @@ def test_the_ladder_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
     ladder.main()
     assert (tmp_path / "tables" / "ladder_mini_planted.md").read_text() == committed
     assert committed in capsys.readouterr().out
+
+
+def test_fused_against_unfused_is_what_the_ledger_says(tmp_path, monkeypatch):
+    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    words = ["fused_int8", "int8", "--engine", "dit8", "--results", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["compare.py", *words])
+    compare.main()
+    name = "fused_int8_against_int8_mini.md"
+    committed = (ROOT / "results" / "tables" / name).read_text()
+    assert (tmp_path / "tables" / name).read_text() == committed
 
 
 def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):

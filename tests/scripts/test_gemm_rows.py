@@ -97,7 +97,9 @@ def test_runs_are_joined_by_ratio_and_never_by_time():
     found = ratios(rows)
     assert found[cell] == 2.0 and found["dit8", *cell[1:]] == 3.0
     later = [row("bf16", *cell[1:], 3.0, run="r3"), row("sdnq", *cell[1:], 2.0, run="r3")]
-    assert ratios([*later, *rows])[cell] == 1.5  # the latest run counts, whatever the order
+    expected = pytest.approx(math.sqrt(2.0 * 1.5))  # of both runs, whatever the order
+    assert ratios([*later, *rows])[cell] == expected == ratios([*rows, *later])[cell]
+    assert ratios(rows, "sdnq")[cell] == 1.0 and ("dit8", *cell[1:]) not in ratios(rows, "sdnq")
 
 
 def whole_step(path, mode, factor):

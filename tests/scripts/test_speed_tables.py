@@ -97,6 +97,18 @@ def test_peers_of_another_run_are_joined_and_runs_named():
     assert gemm_table([*ROWS, *later]) == text  # whatever the order
 
 
+def test_ours_against_a_peer_in_runs_that_have_both():
+    title = "ours (dit8) against each peer"
+    assert lines_after(gemm_table(ROWS), title)[2:] == []
+    both = [
+        *step("sgl_kernel", "gemm_graph", 3.0, run="r2"),
+        *step("dit8", "gemm_graph", 2.0, run="r2"),
+    ]
+    table = lines_after(gemm_table([*ROWS, *both]), title)
+    (mine,) = table[2:]
+    assert mine.startswith("| sgl_kernel | 1.50 / 1.50 |") and mine.endswith("| 1.50 |")
+
+
 def test_gpus_do_not_mix():
     text = gemm_table([*ROWS, *step("bf16", "gemm_graph", 0.1, gpu="another")])
     assert text.index("another: the matrix products") < text.index("card: the matrix products")

@@ -25,7 +25,7 @@ def test_times_are_positive(samples):
         percentiles(samples)
 
 
-def test_paths_are_taken_in_turn_and_the_first_round_is_not_kept():
+def test_every_round_takes_all_paths_and_the_first_is_not_kept():
     order = []
 
     def sampler(name, values):
@@ -37,8 +37,21 @@ def test_paths_are_taken_in_turn_and_the_first_round_is_not_kept():
 
     made = {"a": sampler("a", iter((9.0, 1.0, 2.0))), "b": sampler("b", iter((8.0, 3.0, 4.0)))}
     assert interleave(made, rounds=2) == {"a": [1.0, 2.0], "b": [3.0, 4.0]}
-    assert order == ["a", "b"] * 3
+    rounds = [order[start : start + 2] for start in range(0, len(order), 2)]
+    assert all(sorted(pair) == ["a", "b"] for pair in rounds) and len(rounds) == 3
     assert interleave({}, rounds=2) == {}
+
+
+def test_no_path_always_follows_the_same_other():
+    order = []
+    samplers = {name: lambda name=name: order.append(name) or 1.0 for name in "abcd"}
+    interleave(samplers, rounds=20)
+    assert {before for before, after in zip(order, order[1:], strict=False) if after == "b"} >= {
+        *"acd"
+    }
+    again, order[:] = list(order), []
+    interleave(samplers, rounds=20)
+    assert order == again
 
 
 MIB = 2**20
