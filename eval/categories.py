@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from eval.exact_match import delta_interval
 from eval.records import Interval, Sample, SampleKey
 from eval.scorers import SCORERS, get_scorer
 from eval.scorers.ocr import OcrScorer
-from eval.stats import MIN_PROMPTS, mean_interval, paired_interval
+from eval.stats import MIN_PROMPTS, mean_interval
 from eval.table import align, format_interval, values_by_key
 
 
@@ -109,5 +110,5 @@ def _row(
     prompts = len({prompt_id for prompt_id, _ in values})
     if prompts < MIN_PROMPTS:
         return CategoryRow(scorer, category, variant, prompts, None, None)
-    delta = None if is_reference else paired_interval(values, base)
+    delta = None if is_reference else delta_interval(get_scorer(scorer).bounds, values, base)
     return CategoryRow(scorer, category, variant, prompts, mean_interval(values), delta)

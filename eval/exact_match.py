@@ -33,6 +33,8 @@ from eval.stats import LEVEL, RESAMPLES, paired_interval, prompt_differences
 FEW = 20  # discordant pairs from which on the bootstrap is trusted
 FEW_SHARES = 60  # the same for changed prompts whose values are no mere 0 and 1
 
+SHARE = (0.0, 1.0)  # bounds of scores of which most pairs may tie
+
 Values = Mapping[SampleKey, float]
 
 
@@ -107,6 +109,17 @@ def discordant_interval(
         return Interval(estimate, float(low), float(high), n, "newcombe")
     low, high = adjusted_wald(differences, level)
     return Interval(estimate, float(low), float(high), n, "adjusted wald")
+
+
+def delta_interval(bounds: tuple[float, float], a: Values, b: Values) -> Interval:
+    """Estimate the mean of a - b with the interval that suits scores of these bounds.
+
+    Shares, in [0, 1], are compared by `discordant_interval`, others by `paired_interval`.
+
+    Raises:
+        what the two raise.
+    """
+    return discordant_interval(a, b) if bounds == SHARE else paired_interval(a, b)
 
 
 def share_differences(a: Values, b: Values) -> np.ndarray:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from eval.exact_match import discordant_interval
+from eval.exact_match import delta_interval
 from eval.records import Interval, SampleKey
 from eval.scorers import get_scorer
-from eval.stats import mean_interval, paired_interval, prompt_differences
+from eval.stats import mean_interval, prompt_differences
 from quant.errors import UserError
 
 WEIGHTS = ("model", "variant", "recipe", "prompt_set")  # what a harmless change leaves alone
@@ -89,9 +89,9 @@ def noise_floor(
             absolute = [abs(value) for value in values.values()]
             floors[name] = NoiseFloor(name, what, mean_interval(values), float(np.mean(absolute)))
         elif partner:
-            interval = discordant_interval if scorer.bounds == (0.0, 1.0) else paired_interval
+            shift = delta_interval(scorer.bounds, values, partner)
             size = float(np.mean(np.abs(prompt_differences(values, partner))))
-            floors[name] = NoiseFloor(name, what, interval(values, partner), size)
+            floors[name] = NoiseFloor(name, what, shift, size)
     return floors
 
 

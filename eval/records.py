@@ -84,7 +84,8 @@ class Interval:
     Args:
         estimate, low, high: in the unit of the score.
         n: number of resampled units (prompts), or of trials for "wilson".
-        method: "bca", "percentile", "degenerate" or "wilson"; see `eval.stats`.
+        method: "bca", "percentile", "degenerate" or "wilson", see `eval.stats`; "newcombe" or
+            "adjusted wald", see `eval.exact_match`.
     """
 
     estimate: float

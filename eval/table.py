@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from eval.exact_match import delta_interval
 from eval.records import Interval, SampleKey
 from eval.scorers import get_scorer
-from eval.stats import mean_interval, paired_interval
+from eval.stats import mean_interval
 from quant.errors import UserError
 
 
@@ -74,7 +75,8 @@ def summarize(scores: pd.DataFrame, *, reference: str) -> list[SummaryRow]:
             values = values_by_key(rows)
             delta = None
             if variant != reference and not is_relative:
-                delta = paired_interval(values, values_by_key(by_variant[reference]))
+                partner = values_by_key(by_variant[reference])
+                delta = delta_interval(get_scorer(scorer).bounds, values, partner)
             shared = {name: rows[name].iloc[0] for name in ("model", "prompt_set", "backend")}
             summary.append(
                 SummaryRow(

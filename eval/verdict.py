@@ -16,16 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.equivalence import ALPHA, difference_p, discordant_tost, holm, tost
-from eval.exact_match import Values, discordant_interval
+from eval.exact_match import SHARE, Values, delta_interval
 from eval.margins import Margin
 from eval.power import prompts_needed
 from eval.records import Interval
 from eval.scorers import Scorer, get_scorer
-from eval.stats import paired_interval, prompt_differences
+from eval.stats import prompt_differences
 from quant.errors import UserError
 
 EQUIVALENT, WORSE, BETTER, UNDECIDED = "equivalent", "worse", "better", "not decided"
-SHARE = (0.0, 1.0)  # bounds of scores of which most pairs may tie, see eval.exact_match
 TIMES = ("seconds",)  # of the machine, not of the picture
 
 
@@ -97,8 +96,7 @@ def compare(
     found = []
     for name in names:
         scorer, margin = get_scorer(name), margins.get(name)
-        interval = discordant_interval if scorer.bounds == SHARE else paired_interval
-        delta = interval(*pairs[name])
+        delta = delta_interval(scorer.bounds, *pairs[name])
         needed = None if margin is None else _needed(*pairs[name], margin, ALPHA / len(judged))
         verdict = decide(
             delta,

@@ -18,11 +18,12 @@ import json
 
 import pandas as pd
 
+from eval.exact_match import delta_interval
 from eval.ledger import SCORES, read_table
 from eval.records import SampleKey
 from eval.scorers import get_scorer
 from eval.scoring import TIMINGS
-from eval.stats import mean_interval, paired_interval
+from eval.stats import mean_interval
 from eval.table import format_interval
 from quant.atomic import write_atomically
 from quant.errors import UserError
@@ -64,7 +65,7 @@ def compare(rows: pd.DataFrame, variant: str, other: str) -> str:
     for name in shared:
         scorer = get_scorer(name)
         mine, theirs = (values_of(rows, v, name) for v in (variant, other))
-        delta = paired_interval(mine, theirs)
+        delta = delta_interval(scorer.bounds, mine, theirs)
         means = (format_interval(mean_interval(values), ".4g") for values in (mine, theirs))
         arrow = "↑" if scorer.higher_is_better else "↓"
         shown = format_interval(delta, "+.3g")

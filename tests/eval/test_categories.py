@@ -11,8 +11,9 @@ from eval.categories import (
     split_by_category,
     summarize_categories,
 )
+from eval.exact_match import discordant_interval
 from eval.records import Sample
-from eval.stats import mean_interval, paired_interval
+from eval.stats import mean_interval
 from quant.errors import UserError
 
 # six signs, four covers, two of food, one without a category
@@ -56,7 +57,7 @@ def test_reading_scores_are_split_and_paired_within_a_category():
     ]
     signs = rows[-1]
     assert signs.mean == mean_interval(of("signage", B))
-    assert signs.delta == paired_interval(of("signage", B), of("signage", A))
+    assert signs.delta == discordant_interval(of("signage", B), of("signage", A))
     assert rows[-2].mean == mean_interval(of("signage", A)) and rows[-2].delta is None
     assert rows[3] == CategoryRow("ocr_ned", "food", "int8", 2, None, None)  # too few
 

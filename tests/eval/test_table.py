@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eval.exact_match import discordant_interval
 from eval.ledger import SCORES
 from eval.records import RunKey
-from eval.stats import mean_interval, paired_interval
+from eval.stats import mean_interval
 from eval.table import format_range, render_markdown, score_document, summarize
 from quant.errors import UserError
 
@@ -48,7 +49,8 @@ def test_means_and_paired_differences(scores):
     reference, ned, psnr = summary
     assert reference.mean == mean_interval(keyed(A)) and reference.delta is None
     assert ned.mean == mean_interval(keyed(B))
-    assert ned.delta == paired_interval(keyed(B), keyed(A))
+    assert ned.delta == discordant_interval(keyed(B), keyed(A))  # a share, of which few changed
+    assert ned.delta.method == "adjusted wald"
     assert ned.delta.estimate == pytest.approx(0.16, rel=1e-12)  # variant minus reference
     assert psnr.delta is None  # already measured against the reference
     assert (ned.model, ned.prompt_set, ned.backend) == ("mini", "hard", "fake-quant")
@@ -62,13 +64,15 @@ def test_the_markdown_is_aligned_and_marks_intervals_that_are_not_bca(scores):
     assert "Δ to bf16 [95 %]" in table[0] and set(table[1]) == {"|", "-", " "}
     assert table[3].startswith("| ocr_ned ↓ | edit distance / longer length | 0 to 1 ")
     assert "| 0 to 1   | int8 " in table[3] and "| 0 to 100 | int8 " in table[4]
-    assert "| 0.58 [" in table[3] and "| +0.16 [" in table[3] and "(" not in table[3]
+    assert "| 0.58 [" in table[3] and "| +0.16 [" in table[3]
+    assert table[3].count("(") == 1 and table[3].rstrip(" |").endswith("] (adjusted wald)")
     assert table[4].startswith("| psnr ↑ ") and table[4].rstrip(" |").endswith("]")
     assert text == render_markdown(summarize(scores.iloc[::-1], reference="bf16"))
 
     same = frame((BF16, "ocr_exact", [1.0] * 4), (INT8, "ocr_exact", [1.0] * 4))
     text = render_markdown(summarize(same, reference="bf16"))
-    assert "| 1 [1, 1] (degenerate) | +0 [+0, +0] (degenerate) |" in text
+    # four pairs that agree do not show that none ever differs
+    assert "| 1 [1, 1] (degenerate) | +0 [-0.4899, +0.4899] (newcombe) |" in text
     with pytest.raises(ValueError, match=r"summary must hold at least one row"):
         render_markdown([])
 

@@ -96,7 +96,5 @@ def test_a_scorer_with_a_reference_needs_every_partner(scorer, sets):
 
 
 def test_an_unknown_scorer_is_named():
-    with pytest.raises(
-        UserError, match=r"scorer 'oct' does not exist, expected one of clip_mini"
-    ):
+    with pytest.raises(UserError, match=r"scorer 'oct' does not exist, expected one of clip_mini"):
         get_scorer("oct")
