@@ -13,8 +13,9 @@ record of the run to <results>/runs, pictures to <out>/<run_id>. Stopped and sta
 continues. Compare variants at one dtype: bf16 arithmetic alone moves the latents as much as INT8.
 A scorer whose weights or packages are not here is reported as not measured and left out; one that
 fails is named, the others go on, and the exit code is 1. What each score means (direction, range,
-preprocessing, checkpoint hash) is in <results>/runs/<run_id>.scorers.json. Prints the tables,
-and one JSON document last.
+preprocessing, checkpoint hash) is in <results>/runs/<run_id>.scorers.json. At the end the runs that
+share the reference are laid out in an HTML page (scripts/report.py; report=false: none). Prints the
+tables, and one JSON document last.
 """
 
 import sys
@@ -25,8 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import json
 
 from conf.schema import EvaluateConfig
-from scripts.cli import hydra_main
+from eval.report.load import compared_with
+from quant.errors import UserError
+from scripts.cli import from_root, hydra_main
 from scripts.evaluation import evaluate
+from scripts.report import report
 
 
 @hydra_main("evaluate")
@@ -34,8 +38,27 @@ def main(config: EvaluateConfig) -> bool:
     document, tables = evaluate(config)
     if tables:
         print(tables)
+    is_reported = True
+    if config.report and tables:
+        try:
+            document["report"] = report_all(config, document)
+        except UserError as error:  # the rows are kept, and the document is printed all the same
+            is_reported = False
+            print(f"evaluate: {error}", file=sys.stderr)
     print(json.dumps(document))
-    return not document["failed"]
+    return is_reported and not document["failed"]
+
+
+def report_all(config: EvaluateConfig, document: dict) -> str:
+    """Make the page of every run here that shares the reference; returns its path.
+
+    Raises:
+        UserError: runs that cannot be shown together, or a folder that cannot be written.
+    """
+    results, reference = from_root(config.results), from_root(document["reference"])
+    out = from_root(config.out).parent / "report" / reference.name
+    found = compared_with(reference, results)
+    return report(found, results, out, readers=config.readers)["report"]
 
 
 if __name__ == "__main__":

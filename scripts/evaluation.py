@@ -221,6 +221,7 @@ def evaluate(config: EvaluateConfig) -> tuple[dict, str]:
         outcomes.append(score_run(run, reference_run, config.scorers, ledger, settings))
     document = {"variant": cell.variant.name, "n": len(cell.prompts), "backend": cell.key.backend}
     document |= {"run_id": cell.key.run_id, "pictures": terse(cell.folder)}
+    document["reference"] = terse(reference.folder)
     if config.archive:
         document["archive"] = terse(pack_run(cell.folder))
     document |= outcome_document(*outcomes)

@@ -62,9 +62,31 @@ def test_a_missing_checkpoint_is_built_and_the_reference_comes_first(drawn):
         assert last < min(p.stat().st_mtime_ns for p in drawn.folder(variant).glob("*.png"))
 
 
+def test_every_cell_renews_the_page_of_all_runs_so_far(drawn):
+    pages = {document["report"] for document in drawn.documents.values()}
+    (page,) = (Path(path) for path in pages)
+    assert page.parent == drawn.place.folder / "report" / drawn.folder("bf16").name
+    text = page.read_text(encoding="utf-8")
+    assert all(variant in text for variant in VARIANTS)
+    assert all(drawn.folder(variant).name in text for variant in VARIANTS)  # where they come from
+
+
+def test_a_page_that_cannot_be_written_loses_nothing_else(drawn, run_here, tmp_path):
+    blocked = tmp_path / "report"
+    blocked.write_text("a file where a folder should be")
+    words = [*drawn.place.evaluation, f"out={tmp_path / 'runs'}", f"results={tmp_path / 'results'}"]
+    ended = run_here("evaluate", *words, "variant=bf16")
+    assert ended.code == 1 and "report" not in ended.document
+    assert ended.document["scores"] and (tmp_path / "results" / "scores.csv").exists()
+    assert [line for line in ended.lines if line.startswith("evaluate: ")]
+    assert "Traceback" not in ended.stderr
+    ended = run_here("evaluate", *words, "variant=bf16", "report=false")
+    assert ended.code == 0 and "report" not in ended.document
+
+
 def test_nothing_is_left_where_the_command_was_typed(drawn):
     """Hydra keeps a file about every sweep; it goes where git does not look."""
-    own = {"checkpoints", "results", "runs"}
+    own = {"checkpoints", "results", "runs", "report"}
     assert {path.name for path in drawn.place.folder.iterdir()} == own | {"outputs"}
     files = [path for path in (drawn.place.folder / "outputs").rglob("*") if path.is_file()]
     assert [path.name for path in files] == ["multirun.yaml"]
