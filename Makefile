@@ -48,8 +48,9 @@ format: $(STAMP) ## rewrite the Python files: import order, safe fixes, formatti
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-parity: $(STAMP) ## compare our GGUF quantizers with ggml's own, compiled from PyPI (needs cc and c++)
+parity: $(STAMP) ## our GGUF quantizers against ggml's own (needs cc and c++), our HPSv2 against its wheel
 	@$(PY) scripts/parity_gguf.py
+	@$(PY) scripts/parity_hpsv2.py
 
 test-gpu: $(STAMP) ## only the tests marked gpu; fails where there is no GPU
 	@$(PY) -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: torch sees no CUDA device; run it on a machine with an NVIDIA GPU and a CUDA build of torch")'
