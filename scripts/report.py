@@ -4,7 +4,7 @@
     python scripts/report.py outputs/runs/<run_id> outputs/runs/<run_id>
     python scripts/report.py --all-of outputs/runs/<run_id of bf16>   # whatever compares with it
     python scripts/report.py int8.tar bf16.tar --out results/report --limit-mb 8
-    chromium --headless --screenshot=report.png --window-size=1200,1500 file://$PWD/report.html
+    chromium --headless --screenshot=report.png --window-size=1120,1500 file://$PWD/<report.html>
 
 Takes folders written by scripts/evaluate.py, or their archives, scored into <results>. The
 reference may be left out where it lies beside the others. A second run of the reference's variant
