@@ -1,10 +1,11 @@
-"""Make one HTML page of an evaluation, with verdicts, tables, plots and every picture.
+r"""Make one HTML page of an evaluation, with verdicts, tables, plots and every picture.
 
     python scripts/evaluate.py -m variant=bf16,fp8,q8_0,q4_k,int8,fused_int8 hardware=cuda
     python scripts/report.py outputs/runs/<run_id> outputs/runs/<run_id>
     python scripts/report.py --all-of outputs/runs/<run_id of bf16>   # whatever compares with it
     python scripts/report.py int8.tar bf16.tar --out results/report --limit-mb 8
-    chromium --headless --screenshot=report.png --window-size=1120,1500 file://$PWD/<report.html>
+    chromium --headless --hide-scrollbars --window-size=1120,1500 \
+        --screenshot=results/report.png file://$PWD/<report.html>
 
 Takes folders written by scripts/evaluate.py, or their archives, scored into <results>. The
 reference may be left out where it lies beside the others. A second run of the reference's variant

@@ -68,6 +68,17 @@ def test_all_pictures_shrink_together_to_the_first_side_that_fits(save):
         make_thumbnails(shots, 1000)
 
 
+def test_a_hopeless_side_costs_a_sample_only(save, monkeypatch):
+    shots = [Shot(save(f"v{i}", noise(i, 64, 64)), None) for i in range(40)]
+    genuine, made = pictures._thumbnail, []
+    monkeypatch.setattr(pictures, "_thumbnail", lambda *a: made.append(a) or genuine(*a))
+    monkeypatch.setattr(pictures, "SIDES_PX", (64, 48, 16))
+    total = sum(len(genuine(shot, 16).image) for shot in shots)
+    assert make_thumbnails(shots, total).side_px == 16
+    # every third picture of 40 as a sample at each side, and all of them at the last
+    assert len(made) == 3 * 14 + 40
+
+
 def test_the_map_is_black_where_nothing_changed_and_bright_where_much_did(save):
     reference = np.full((64, 64, 3), 100, dtype=np.uint8)
     image = reference.copy()

@@ -37,7 +37,11 @@ def sets(make_sample, draw_poster, tmp_path):
             sample = make_sample(pixels, f"p{index}", index, (text,), folder)
             path = tmp_path / f"{folder}{index}.safetensors"
             save_file({"latents": torch.from_numpy(rng.normal(size=(4, 8)))}, path)
-            target.append(dataclasses.replace(sample, latents_path=path))
+            elements = [{"type": "text", "text": text, "desc": "black serif"}]
+            content = {"background": "white", "elements": elements}
+            caption = json.dumps({"compositional_deconstruction": content})
+            words = {"caption": caption, "idea": f"a poster that says {text}"}
+            target.append(dataclasses.replace(sample, latents_path=path, **words))
     return samples, references[::-1]
 
 
