@@ -22,12 +22,14 @@ from eval.scoring import measured_everywhere, outcome_document, rows_of, score_r
 from eval.stats import MIN_PROMPTS, latency_percentiles
 from eval.table import render_markdown, score_document, summarize
 from models.generate import Sampler, Timing, generate
+from models.ideogram4 import BRANCHES
 from models.pipeline import resolve_device, torch_dtype
 from models.sampling import check_engine, open_engine
 from models.variants import Variant, build_variant
 from quant.errors import UserError
 from quant.formats.table import get_format
 from quant.keys import content_key, files_sha256
+from quant.stored import checkpoint_files
 from scripts.cli import ROOT, from_root, say_what_is_lacking, terse, variant_config
 from scripts.conversion import checkpoint_sha256, find_checkpoint
 from scripts.stages import (
@@ -165,9 +167,21 @@ def draw(cell: Cell, reference: str | None) -> None:
         "started": started,
         "seconds": round(time.monotonic() - start, 3),
         "pictures_made": len(timing.image_ms),
+        "branch_bytes": branch_bytes(cell),
         **describe(ROOT),
     }
     write_run(results / "runs", key.run_id, record)
+
+
+def branch_bytes(cell: Cell) -> int | None:
+    """Count the bytes of both branches' weights as the variant keeps them on disk.
+
+    None for weights that are rounded after loading, which no file holds.
+    """
+    if cell.variant.format == "rounded":
+        return None
+    files = checkpoint_files(cell.checkpoint or cell.model.folder, BRANCHES)
+    return sum(file.stat().st_size for file in files)
 
 
 def _draw_missing(cell: Cell) -> Timing:

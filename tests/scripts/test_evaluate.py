@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from eval.runs import read_run
 from models.generate import METADATA_KEY
+from models.ideogram4 import BRANCHES
 from quant.errors import UserError
 from scripts.cli import ROOT, compose
 from scripts.evaluation import evaluate, prepare
@@ -60,6 +61,17 @@ def test_a_missing_checkpoint_is_built_and_the_reference_comes_first(drawn):
     last = max(p.stat().st_mtime_ns for p in drawn.folder("bf16").glob("*.png"))
     for variant in ("int8", "fused_int8"):
         assert last < min(p.stat().st_mtime_ns for p in drawn.folder(variant).glob("*.png"))
+
+
+def test_the_record_says_how_much_the_branches_take(drawn):
+    (checkpoint,) = drawn.place.checkpoints.glob("*/model.safetensors")
+    branches = [drawn.place.model / name for name in BRANCHES.values()]
+    files = [file for folder in branches for file in folder.glob("*.safetensors")]
+    expected = {"bf16": sum(file.stat().st_size for file in files)}
+    expected |= dict.fromkeys(("int8", "fused_int8"), checkpoint.stat().st_size)
+    for variant, size in expected.items():
+        record = drawn.place.results / "runs" / f"{drawn.folder(variant).name}.json"
+        assert json.loads(record.read_text())["branch_bytes"] == size > 0
 
 
 def test_every_cell_renews_the_page_of_all_runs_so_far(drawn):

@@ -278,9 +278,9 @@ class Browser:
         return [json.dumps(e["params"]) for e in self.events if e.get("method") in kinds]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Chromium, started once; tests are skipped where there is none."""
+    """Chromium, started once a module; tests are skipped where there is none."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium: `apt-get install chromium`")
     to_browser, writer = os.pipe()
