@@ -200,7 +200,7 @@ def evaluate_command(options: Options, model: str, cell: Cell) -> list[str]:
         *(*recipe, f"dtype={cell.dtype}", f"prompts={options.prompts}", f"n={options.n}"),
         *(f"scorers=[{','.join(SCORERS)}]", f"hardware={options.hardware}"),
         *(f"results={options.results}", f"out={options.out}", f"readers={options.readers}"),
-        *("archive=false", *options.overrides),
+        *("archive=false", "report=false", *options.overrides),
     ]
 
 

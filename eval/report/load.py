@@ -153,8 +153,8 @@ def _reference(runs: Sequence[Run], beside: Iterable[Path]) -> Run:
             "expected one, make one report for each"
         )
     if not wanted:
-        if len(runs) == 1:
-            return runs[0]
+        if len({run.key.variant for run in runs}) == 1:
+            return runs[0]  # alone, or with runs of its noise floor
         raise UserError(
             f"report: none of the {len(runs)} runs is compared with another, expected variants of "
             "one reference; pass the runs of the variants too"

@@ -16,6 +16,7 @@ LOAD = """
 import json, sys
 from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
+import models  # before diffusers: mends torchvision beside a CPU torch
 from accelerate import init_empty_weights
 from diffusers import Ideogram4Transformer2DModel
 from quant.load import load_quantized

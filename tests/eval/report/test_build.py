@@ -11,7 +11,7 @@ from eval.report.load import load
 from eval.report.origins import describe_origins, page_facts, weight_sizes
 from eval.scorer_record import FAILED, MEASURED, NOT_MEASURED, write_entry
 
-GOOD, BAD = "1" * 12, "2" * 12
+REFERENCE, GOOD, BAD, NOISE = (digit * 12 for digit in "0123")
 
 
 @pytest.fixture
@@ -53,6 +53,12 @@ def test_speeds_are_compared_with_the_reference(page):
     assert [(speed.label, speed.p20_ms, speed.ratio) for speed in image] == [
         *(("bf16", 90.0, 1.0), ("int8", 91.0, 1.0), ("q4_k", 92.0, 1.0)),
     ]
+
+
+def test_a_reference_with_its_noise_floor_alone_makes_a_page(settled, margins, tmp_path):
+    alone = load([settled.runs / REFERENCE, settled.runs / NOISE], settled.results)
+    path, page = make_report(alone, tmp_path, margins=margins)
+    assert page.verdicts == () and len(page.exhibits) == 60 and path.stat().st_size > 0
 
 
 def test_without_a_reader_the_page_says_so(evaluation, monkeypatch, margins):

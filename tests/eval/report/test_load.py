@@ -115,8 +115,18 @@ def test_the_same_run_twice_and_no_run_at_all_are_refused(settled):
         load([settled.runs / GOOD, settled.runs / GOOD], settled.results)
     with pytest.raises(UserError, match="got no runs, expected at least one; pass folders"):
         load([], settled.results)
+
+
+def test_a_reference_may_stand_alone_with_its_noise_floor(settled):
+    found = load([settled.runs / REFERENCE, settled.runs / NOISE], settled.results)
+    assert found.reference.key.run_id == REFERENCE and found.variants == ()
+    assert [run.key.run_id for run in found.harmless] == [NOISE]
+
+
+def test_variants_without_a_reference_are_refused(place):
+    edit_run(place.runs / GOOD, lambda record: record.update(reference=None))
     with pytest.raises(UserError, match="none of the 2 runs is compared with another"):
-        load([settled.runs / REFERENCE, settled.runs / NOISE], settled.results)
+        load([place.runs / GOOD, place.runs / NOISE], place.results)
 
 
 def test_reading_scores_may_lack_prompts_without_text(place):
