@@ -10,7 +10,7 @@ same way: the interval and the tests that suit the score, Holm's correction over
 of the two families of tests, the declared margin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from eval.stats import prompt_differences
 from quant.errors import UserError
 
 EQUIVALENT, WORSE, BETTER, UNDECIDED = "equivalent", "worse", "better", "not decided"
+WORST_FIRST = (WORSE, UNDECIDED, BETTER, EQUIVALENT)  # the first that a score has decides
 TIMES = ("seconds",)  # of the machine, not of the picture
 
 
@@ -171,24 +172,41 @@ def decide(
     return Verdict(UNDECIDED, f"{name} is not decided: {seen}, {against}{noise}{enough}.")
 
 
-def conclude(variant: str, reference: str, comparisons: Sequence[Comparison]) -> Verdict:
+def conclude(
+    variant: str,
+    reference: str,
+    comparisons: Sequence[Comparison],
+    *,
+    quote: Callable[[Comparison], str] | None = None,
+) -> Verdict:
     """Sum up one variant: equivalent only if every score is.
 
     Worse if any score is; better if a score is and all others are at least equivalent; otherwise
-    not decided. The sentence names the scores that decided. Scores without a margin have no say.
+    not decided. The sentence gives the numbers of the scores that decided and names the others.
+    Scores without a margin have no say.
+
+    Args:
+        variant, reference: what the sentence calls them.
+        quote: writes a score with its difference and margin; default: four digits.
     """
-    by_kind: dict[str, list[str]] = {}
-    for comparison in comparisons:
-        if comparison.margin is not None:
-            kind = comparison.verdict.kind
-            by_kind.setdefault(kind, []).append(_brief(comparison.delta, comparison.margin))
-    undecided = f"Whether {variant} is equivalent to {reference} is not decided"
+    by_kind: dict[str, list[Comparison]] = {}
+    for one in comparisons:
+        if one.margin is not None:
+            by_kind.setdefault(one.verdict.kind, []).append(one)
+    kind = next((kind for kind in WORST_FIRST if kind in by_kind), UNDECIDED)
+    claim = {
+        EQUIVALENT: f"{variant} is equivalent to {reference}",
+        WORSE: f"{variant} is worse than {reference}",
+        BETTER: f"{variant} is better than {reference}",
+        UNDECIDED: f"Whether {variant} is equivalent to {reference} is not decided",
+    }[kind]
     if not by_kind:
-        return Verdict(UNDECIDED, f"{undecided}: no score with a margin was measured.")
-    kind = next(kind for kind in (WORSE, UNDECIDED, BETTER, EQUIVALENT) if kind in by_kind)
-    words = {EQUIVALENT: "equivalent to", WORSE: "worse than", BETTER: "better than"}
-    claim = undecided if kind == UNDECIDED else f"{variant} is {words[kind]} {reference}"
-    return Verdict(kind, f"{claim} by {'; '.join(by_kind[kind])}.")
+        return Verdict(kind, f"{claim}: no score with a margin was measured.")
+    parts = [f"{claim} by {', '.join(map(quote or _brief, by_kind.pop(kind)))}"]
+    for other in WORST_FIRST:
+        if other in by_kind:
+            parts.append(f"{other} by {', '.join(one.scorer for one in by_kind[other])}")
+    return Verdict(kind, f"{'; '.join(parts)}.")
 
 
 def _tost_p(scorer: Scorer, a: Values, b: Values, margin: Margin) -> float:
@@ -210,9 +228,10 @@ def _needed(a: Values, b: Values, margin: Margin, alpha: float) -> int | None:
         return None
 
 
-def _brief(delta: Interval, margin: Margin) -> str:
-    ends = f"{delta.estimate:+.4g} [{delta.low:+.4g}, {delta.high:+.4g}]"
-    return f"{margin.scorer} {ends}, margin {margin.value:.4g}"
+def _brief(one: Comparison) -> str:
+    assert one.margin is not None
+    ends = f"{one.delta.estimate:+.4g} [{one.delta.low:+.4g}, {one.delta.high:+.4g}]"
+    return f"{one.scorer} {ends} (margin {one.margin.value:.4g})"
 
 
 def _p(p: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.categories import CategoryRow, categories_of, summarize_categories
+from eval.exact_match import FEW, FEW_SHARES
 from eval.margins import Margin
 from eval.noise_floor import NoiseFloor, noise_floor
 from eval.report.data import Measure, Outcome, ScoreTable, VariantVerdict
@@ -17,16 +18,7 @@ from eval.report.load import Evaluation, Measured
 from eval.report.numbers import format_estimate, format_number, format_range
 from eval.scorers import Scorer, get_scorer
 from eval.stats import LEVEL, RESAMPLES, mean_interval
-from eval.verdict import (
-    BETTER,
-    EQUIVALENT,
-    TIMES,
-    UNDECIDED,
-    WORSE,
-    Comparison,
-    compare,
-    conclude,
-)
+from eval.verdict import TIMES, Comparison, compare, conclude
 
 Margins = Mapping[str, Margin]
 
@@ -34,8 +26,9 @@ RULES = (
     f"Brackets are {100 * LEVEL:.0f} % intervals over prompts, seeds of a prompt averaged first: "
     f"BCa bootstrap of {RESAMPLES} resamples, unless another method is named behind them. Δ is "
     "paired: variant minus reference for the same prompt and the same noise.",
-    "Shares such as texts read exactly have most pairs tied. Where fewer than 20 prompts changed, "
-    "closed intervals stand in for the bootstrap (newcombe, adjusted wald).",
+    "Shares such as texts read exactly have most pairs tied. Closed intervals stand in for the "
+    f"bootstrap where few prompts changed: newcombe where fewer than {FEW} pictures are exact in "
+    f"one of the two only, adjusted wald where fewer than {FEW_SHARES} prompts changed a share.",
     "Equivalent: two one-sided tests reject, at 5 % after Holm's correction over the scores, every "
     "difference as large as the margin, which was declared beforehand. Worse, better: not shown "
     "equivalent, and the difference is not zero at 5 %, corrected likewise. Not decided: neither. "
@@ -72,21 +65,17 @@ def judge(evaluation: Evaluation, margins: Margins) -> Judged:
         )
         for column in evaluation.variants
     }
-    verdicts = tuple(
-        VariantVerdict(
-            label,
-            kind := conclude(label, evaluation.reference.label, found).kind,
-            sum_up(label, evaluation.reference.label, kind, found),
-            tuple(with_minus(one.verdict.sentence) for one in found),
-        )
-        for label, found in comparisons.items()
-    )
+    verdicts = []
+    for label, found in comparisons.items():
+        whole = conclude(label, evaluation.reference.label, found, quote=quote)
+        sentences = tuple(with_minus(one.verdict.sentence) for one in found)
+        verdicts.append(VariantVerdict(label, whole.kind, whole.sentence, sentences))
     names = [name for name in _names(evaluation.columns) if name not in TIMES]
     tables = tuple(
         _table(get_scorer(name), evaluation, comparisons, margins.get(name), floors.get(name))
         for name in names
     )
-    return Judged(verdicts, tables, _categories(evaluation), _notes(evaluation))
+    return Judged(tuple(verdicts), tables, _categories(evaluation), _notes(evaluation))
 
 
 def measure_floors(evaluation: Evaluation) -> dict[str, NoiseFloor]:
@@ -102,31 +91,8 @@ def measure_floors(evaluation: Evaluation) -> dict[str, NoiseFloor]:
     return floors
 
 
-def sum_up(label: str, reference: str, kind: str, found: Sequence[Comparison]) -> str:
-    """Say in one sentence what all scores together show, those that decided with their numbers.
-
-    As in `eval.verdict.conclude`, whose `kind` this is, scores without a margin have no say.
-    """
-    judged = [one for one in found if one.margin is not None]
-    deciding, others = [], []
-    for other in (WORSE, UNDECIDED, BETTER, EQUIVALENT):
-        mine = [one for one in judged if one.verdict.kind == other]
-        if other == kind:
-            deciding = [_quote(one) for one in mine]
-        elif mine:
-            others.append(f"{other} by {', '.join(one.scorer for one in mine)}")
-    claim = {
-        EQUIVALENT: f"{label} is equivalent to {reference}",
-        WORSE: f"{label} is worse than {reference}",
-        BETTER: f"{label} is better than {reference}",
-        UNDECIDED: f"Whether {label} is equivalent to {reference} is not decided",
-    }[kind]
-    if not judged:
-        return f"{claim}: no score with a margin was measured."
-    return f"{'; '.join([f'{claim} by ' + ', '.join(deciding), *others])}."
-
-
-def _quote(one: Comparison) -> str:
+def quote(one: Comparison) -> str:
+    """Write a score's difference and margin as the tables of the page do."""
     assert one.margin is not None
     range_ = format_range(one.delta, signed=True)
     if "]" in range_:

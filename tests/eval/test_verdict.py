@@ -166,7 +166,7 @@ def test_one_bad_score_decides_the_variant(scores):
     found = conclude("nf4", "bf16", bad)
     assert found.kind == WORSE
     assert found.sentence.startswith("nf4 is worse than bf16 by ocr_ned +0.")
-    assert "ocr_exact" not in found.sentence
+    assert found.sentence.endswith("(margin 0.02); equivalent by ocr_exact.")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,8 @@ def test_the_least_favourable_score_decides(kinds, expected):
     found = conclude("int8", "bf16", comparisons)
     assert found.kind == expected
     for name, kind in zip(names, kinds, strict=True):
-        assert (name in found.sentence) == (kind == expected)
+        assert (f"{name} +0.01 [" in found.sentence) == (kind == expected)
+        assert name in found.sentence
 
 
 def test_fewer_prompts_leave_it_open(scores):

@@ -8,10 +8,10 @@ import pytest
 from eval.margins import Margin
 from eval.records import Interval
 from eval.report.harmless import harmless_change, is_harmless
-from eval.report.judge import identity_line, judge, measure_floors, sum_up, with_minus
+from eval.report.judge import identity_line, judge, measure_floors, quote, with_minus
 from eval.report.load import load
 from eval.stats import mean_interval, paired_interval
-from eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE, Comparison, Verdict
+from eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE, Comparison, Verdict, conclude
 from quant.errors import UserError
 
 REFERENCE, GOOD, BAD, NOISE = (digit * 12 for digit in "0123")
@@ -167,7 +167,7 @@ def comparison(name, kind, margin=0.05):
     ],
 )
 def test_the_sentence_names_what_decided_and_what_did_not(kind, found, sentence):
-    assert sum_up("x", "y", kind, found) == sentence
+    assert conclude("x", "y", found, quote=quote) == Verdict(kind, sentence)
 
 
 def test_hyphens_before_numbers_become_minus_signs():
