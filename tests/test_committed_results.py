@@ -10,7 +10,7 @@ from eval.accuracy import text_accuracy
 from eval.ledger import SCORES, read_table
 from eval.records import Prompt
 from quant.errors import UserError
-from scripts import ablation, bench_convert, compare, describe_mini, fill_readme, ladder
+from scripts import ablation, bench_convert, compare, describe_mini, fill_readme, ladder, verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +47,14 @@ def test_fused_against_unfused_is_what_the_ledger_says(tmp_path, monkeypatch):
     name = "fused_int8_against_int8_mini.md"
     committed = (ROOT / "results" / "tables" / name).read_text()
     assert (tmp_path / "tables" / name).read_text() == committed
+
+
+def test_the_verdicts_are_what_the_ledger_says(tmp_path, monkeypatch):
+    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    monkeypatch.setattr("sys.argv", ["verdicts.py", "--results", str(tmp_path)])
+    verdicts.main()
+    committed = (ROOT / "results" / "tables" / "verdicts_mini.md").read_text()
+    assert (tmp_path / "tables" / "verdicts_mini.md").read_text() == committed
 
 
 def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
