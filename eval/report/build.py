@@ -37,7 +37,7 @@ def make_report(
 
     Args:
         evaluation: of `eval.report.load`.
-        margins: scorer -> margin, declared before looking.
+        margins: scorer -> margin, declared beforehand.
         limit_mb: for all pictures of the page, in MB of 10^6 bytes.
         readers: processes that read texts.
 
