@@ -24,7 +24,7 @@ from eval.records import SampleKey
 from eval.scorers import get_scorer
 from eval.scoring import TIMINGS
 from eval.stats import mean_interval
-from eval.table import format_interval
+from eval.table import format_interval, values_by_key
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
@@ -44,8 +44,7 @@ def values_of(rows: pd.DataFrame, variant: str, scorer: str) -> dict[SampleKey, 
             f"{', '.join(runs) or 'none'}; run scripts/evaluate.py, or narrow the choice with "
             "--engine, --dtype or --prompts"
         )
-    keys = zip(found["prompt_id"], found["seed"].astype(int), strict=True)
-    return dict(zip(keys, found["value"], strict=True))
+    return values_by_key(found)
 
 
 def compare(rows: pd.DataFrame, variant: str, other: str) -> str:
