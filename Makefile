@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test check format parity test-gpu clean
+.PHONY: help venv install demo tables test check format parity test-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8, print the table
 	@$(PY) scripts/demo.py
+
+tables: $(STAMP) ## the papers' nine tables from the committed measurements: no GPU, seconds
+	@$(PY) scripts/reproduce.py
 
 test: check ## lint, formatting and all tests (tests marked gpu are skipped without a GPU)
 	@$(PY) -m pytest

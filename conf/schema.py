@@ -88,6 +88,7 @@ class HardwareConfig:
     # text encoder, branches and VAE visit the device when they are needed; engine=stock, which
     # draws with all of them there, is refused
     staged: bool = False
+    devices: int = 1  # processes that draw in scripts/evaluate.py, one a GPU, prompts split
 
 
 @dataclass
@@ -160,6 +161,8 @@ class EvaluateConfig(DrawConfig):
     prompts: str | None = None  # name of a file in prompts/, or a path; default: the model's
     n: int | None = None  # of its first prompts
     batch: int | None = None  # instead of the hardware's
+    # "0/4": only draw the first quarter of the batches; without shard the same command finishes
+    shard: str | None = None
     # json: captions as they are; raw: plain sentences in their place, see eval/prompt_style.py
     prompt_style: str = "json"
     scorers: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ import fcntl
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,12 @@ def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Pat
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the exclusive lock of a file: another file beside it, since itself is replaced.
+
+    Args:
+        path: what is locked; it need not exist.
+        waiting: called once if another process holds the lock, before waiting for it.
 
     Raises:
         UserError: the folder cannot be made or written.
@@ -160,7 +164,11 @@ def locked(path: Path) -> Iterator[None]:
             " choose another results folder"
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

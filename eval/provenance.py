@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import UserError
+from quant.keys import file_sha256
 
 PACKAGES = (
     *("torch", "triton", "diffusers", "transformers", "safetensors"),
     *("numpy", "scipy", "scikit-image", "pillow", "rapidocr", "onnxruntime", "rapidfuzz"),
 )
 RUN_ID_DIGITS = 12  # 48 bits: a collision is unlikely below ten million runs
-CHUNK_BYTES = 1 << 20
 
 
 def canonical_json(value: Any) -> str:
@@ -52,16 +52,12 @@ def run_id(config: Mapping[str, Any], checkpoint_sha: str | None, prompts_sha: s
 
 def sha256_file(path: Path | str) -> str:
     """Return the SHA-256 of a file's content, 64 hex digits; UserError if it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+        return file_sha256(Path(path))
     except OSError as error:
         raise UserError(
             f"provenance: cannot hash {path} ({error.strerror}), expected a readable file"
         ) from error
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str | None]:

@@ -164,6 +164,7 @@ def generate(
     metadata: dict[str, Any],
     progress: Callable[[int], None] = lambda count: None,
     engine: "Engine | None" = None,
+    spared: Callable[[], float] = lambda: 0.0,
 ) -> tuple[list[Sample], Timing]:
     """Draw what is not yet in `folder`.
 
@@ -176,6 +177,9 @@ def generate(
         metadata: goes into every PNG with the caption, seed and time.
         progress: called with the number of pictures that have just become available.
         engine: as for `denoise`.
+        spared: returns the seconds that a batch would have taken longer had nothing of it been
+            known from before (see models/companions.py); they count as if they had been spent, so
+            that the times of variants compare.
 
     Returns:
         one sample a prompt, in order, and the durations of the pictures made by this call.
@@ -195,7 +199,7 @@ def generate(
         if None in found:
             begin = time.perf_counter()
             images, latents = denoise(pipeline, chunk, sampler, step_ms, engine=engine)
-            seconds = (time.perf_counter() - begin) / len(chunk)
+            seconds = (time.perf_counter() - begin + spared()) / len(chunk)
             image_ms += [1e3 * seconds] * len(chunk)
             about = metadata | {"sampler": asdict(sampler), "seconds": seconds}
             found = [

@@ -2,7 +2,9 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -60,6 +62,7 @@ def load_pipeline(
     device: torch.device,
     *,
     branches: bool = True,
+    components: Mapping[str, Any] | None = None,
 ) -> Ideogram4Pipeline:
     """Load an `Ideogram4Pipeline` from a local folder; nothing is downloaded.
 
@@ -73,6 +76,8 @@ def load_pipeline(
         device: where everything goes.
         branches: False leaves the branches without storage, for `quant.load.load_quantized` to
             fill: then a quantized model is in memory once, and its unquantized one never.
+        components: name -> what an earlier pipeline of this folder, companion dtype and device
+            loaded; taken as it is instead of being loaded again.
 
     Raises:
         UserError: no such folder, another kind of pipeline, or files that do not load.
@@ -103,6 +108,7 @@ def load_pipeline(
                 local_files_only=True,
                 dtype={**dict.fromkeys(BRANCHES.values(), branch), "default": companion},
                 **({} if is_stock else _empty_branches(folder, branch)),
+                **(components or {}),
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,7 +1,9 @@
 """Build the pipeline of a variant: stock weights, rounded ones, or those of a checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import Ideogram4Pipeline
@@ -77,8 +79,11 @@ def build_variant(
     dtype: str,
     companion_dtype: str,
     device: torch.device,
+    components: Mapping[str, Any] | None = None,
 ) -> Ideogram4Pipeline:
     """Load the model and, for a quantized variant, put its checkpoint in.
+
+    `components` is as for `load_pipeline`.
 
     Raises:
         UserError: a model or checkpoint that is missing, damaged or of another model, or that is
@@ -87,7 +92,12 @@ def build_variant(
     remedy = "use a variant with smaller weights, or hardware=cuda_24gb with engine=dit8"
     with enough_memory(f"variant {variant.name}, with text encoder and VAE,", remedy):
         pipeline = load_pipeline(
-            folder, dtype, companion_dtype, device, branches=not variant.needs_checkpoint
+            folder,
+            dtype,
+            companion_dtype,
+            device,
+            branches=not variant.needs_checkpoint,
+            components=components,
         )
         if variant.needs_checkpoint:
             gemm = variant.gemm or "fused"

@@ -1,6 +1,8 @@
 """What every script shares: composing a checked configuration, and one sentence for a mistake."""
 
+import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,38 +18,108 @@ from omegaconf.errors import OmegaConfBaseException
 import models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
 from conf.schema import VariantConfig, register
 from quant.errors import UserError
+from scripts.sweep import CellRecord, Narrator, Sweep, plan_sweep, summary_document
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
 
 
-def hydra_main(name: str) -> Callable[[Callable[[Any], bool | None]], Callable[[], None]]:
+def hydra_main(
+    name: str, finish: Callable[[list[CellRecord]], dict[str, Any]] | None = None
+) -> Callable[[Callable[[Any], dict | bool | None]], Callable[[], None]]:
     """Decorate a script's `main(config)`: Hydra's command line, typed config, one-line errors.
 
-    `main` returns False where a part failed that did not stop the rest. Exit codes: 0 done, 1 such
-    a part in any job of a sweep, 2 the user's mistake, 130 interrupted. Anything else that is
-    raised is a bug and shows its traceback.
+    `main` returns its document, whose "failed" names parts that failed without stopping the rest,
+    or False where such a part has no name. In a sweep (-m) a cell that fails stops no other: every
+    cell ends with a line on stderr, those that failed are named at the end with their sentence,
+    and a document of the sweep is printed last. Exit codes: 0 done, 1 a part or a cell failed, 2
+    the user's mistake, 130 interrupted. Anything else that one run raises is a bug and shows its
+    traceback.
+
+    Args:
+        name: of the configuration in conf/ and of the script.
+        finish: called with every cell's record when a sweep has ended; what it returns goes into
+            the document, entries of its "failed" among the failed cells.
     """
 
-    def decorate(main: Callable[[Any], bool | None]) -> Callable[[], None]:
-        complete: list[bool] = []
-
-        def typed(config: DictConfig) -> None:
-            with one_sentence(name):  # here too: Hydra adds a line to what leaves a job
-                complete.append(main(OmegaConf.to_object(config)) is not False)
-
+    def decorate(main: Callable[[Any], dict | bool | None]) -> Callable[[], None]:
         def run() -> None:
             register()
             # Hydra prints composition errors itself, in several lines, unless told to raise them.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             with one_sentence(name):
-                hydra.main(version_base=None, config_path=CONF, config_name=name)(typed)()
-            if not all(complete):
+                sweep = plan_sweep(name, sys.argv[1:], CONF)
+                complete = run_once(name, main) if sweep is None else run_all(sweep, main, finish)
+            if not complete:
                 sys.exit(1)
 
         return run
 
     return decorate
+
+
+def run_once(name: str, main: Callable[[Any], dict | bool | None]) -> bool:
+    """Run a script on its one configuration; False if a part failed."""
+    outcomes: list[dict | bool | None] = []
+
+    def typed(config: DictConfig) -> None:
+        with one_sentence(name):  # here too: Hydra adds a line to what leaves a job
+            outcomes.append(main(OmegaConf.to_object(config)))
+
+    hydra.main(version_base=None, config_path=CONF, config_name=name)(typed)()
+    return not any(
+        outcome is False or (isinstance(outcome, dict) and outcome.get("failed"))
+        for outcome in outcomes
+    )
+
+
+def run_all(
+    sweep: Sweep,
+    main: Callable[[Any], dict | bool | None],
+    finish: Callable[[list[CellRecord]], dict[str, Any]] | None,
+) -> bool:
+    """Run every cell of a sweep, here or by its launcher; False if any failed."""
+    narrator = Narrator(sweep) if sweep.is_here else None  # a launcher copies what `typed` holds
+
+    def typed(config: DictConfig) -> None:
+        register()  # in a process of a launcher nobody has
+        sweep.run_cell(HydraConfig.get().job.num, OmegaConf.to_object(config), main, mistake)
+        if narrator is not None:
+            narrator.say()
+
+    before = os.environ.get("PYTHONPATH")
+    # A launcher's processes find this repository wherever the command was typed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before)))
+    sweep.folder.mkdir(parents=True)
+    lost = ""
+    try:
+        with narrator or Narrator(sweep):
+            hydra.main(version_base=None, config_path=CONF, config_name=sweep.script)(typed)()
+    except KeyboardInterrupt as stop:
+        if not sweep.is_here:
+            raise KeyboardInterrupt("jobs that were handed over go on") from stop
+        shutil.rmtree(sweep.folder)
+        raise
+    except Exception as error:
+        # Cells keep what they raise to themselves, so this is the launcher's or the composition's.
+        if sweep.is_here or mistake(error) is not None:
+            shutil.rmtree(sweep.folder)
+            raise
+        lost = " ".join(f"{type(error).__name__}: {error}".split())
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ |= {} if before is None else {"PYTHONPATH": before}
+    records = sweep.close()
+    document = summary_document(records)
+    if finish is not None:
+        told = finish(records)
+        document = document | told | {"failed": document["failed"] | told.get("failed", {})}
+    if lost:
+        print(f"{sweep.script}: the launcher lost a cell ({lost})", file=sys.stderr)
+    for label, why in document["failed"].items():
+        print(f"{sweep.script}: {label}: {why}", file=sys.stderr)
+    print(json.dumps(document))
+    return not document["failed"]
 
 
 def compose(name: str, overrides: list[str]) -> Any:
@@ -77,15 +150,21 @@ class one_sentence:  # noqa: N801 (used like a function)
 
     def __exit__(self, kind, error, traceback) -> bool:
         if isinstance(error, KeyboardInterrupt):
-            print(f"\n{self.script}: interrupted; the same command continues", file=sys.stderr)
+            more = f", {error}" if str(error) else ""  # "" from the keyboard
+            print(
+                f"\n{self.script}: interrupted{more}; the same command continues", file=sys.stderr
+            )
             sys.exit(130)
-        if isinstance(error, UserError | HydraException | OmegaConfBaseException):
-            print(f"{self.script}: {_sentence(error)}", file=sys.stderr)
+        if isinstance(error, Exception) and (sentence := mistake(error)) is not None:
+            print(f"{self.script}: {sentence}", file=sys.stderr)
             sys.exit(2)
         return False
 
 
-def _sentence(error: Exception) -> str:
+def mistake(error: Exception) -> str | None:
+    """Turn a user's mistake into its sentence; None for anything else, which is a bug."""
+    if not isinstance(error, UserError | HydraException | OmegaConfBaseException):
+        return None
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = ", ".join(sorted(error.options))

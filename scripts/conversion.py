@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from conf.schema import ConvertConfig
+from eval.ledger import locked
 from eval.provenance import sha256_file
 from models.ideogram4 import BRANCHES
 from quant.alpha_search import search_alphas
@@ -170,8 +171,11 @@ def find_checkpoint(config: ConvertConfig, model: Model, target: Format) -> Path
             f"checkpoint {terse(folder)} is missing; make it with python scripts/quantize.py "
             f"model={config.model.name} format={target.name}{recipe}"
         )
-    print(f"checkpoint {terse(folder)} is missing, building it", file=sys.stderr)
-    return quantize_model(config, model, target).path
+    # One at a time, since those of a model share its calibration; who waited finds it finished.
+    with locked(folder.parent / "building"):
+        if not folder.exists():
+            print(f"checkpoint {terse(folder)} is missing, building it", file=sys.stderr)
+        return quantize_model(config, model, target).path
 
 
 def checkpoint_sha256(path: Path | None) -> str | None:

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,23 @@ def test_two_writers_lose_nothing(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(read_table(path, SCORES)) == 60
+
+
+def test_who_waits_for_a_lock_is_told(tmp_path):
+    told = []
+    with ledger.locked(tmp_path / "run", lambda: told.append("nobody has it")):
+        assert told == []
+        start, have = threading.Event(), []
+
+        def second():
+            with ledger.locked(tmp_path / "run", start.set):
+                have.append(True)
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert start.wait(10) and have == []
+    thread.join(10)
+    assert have == [True]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):

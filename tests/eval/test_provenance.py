@@ -16,6 +16,7 @@ from eval.provenance import (
     sha256_file,
     versions,
 )
+from quant import keys
 from quant.errors import UserError
 
 
@@ -41,7 +42,7 @@ def test_run_id_is_the_hash_of_what_determines_the_scores():
 
 
 def test_file_hash(tmp_path):
-    data = b"x" * (provenance.CHUNK_BYTES + 3)  # more than one chunk
+    data = b"x" * (keys.CHUNK_BYTES + 3)  # more than one chunk
     (tmp_path / "a").write_bytes(data)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()
     with pytest.raises(UserError, match=r"cannot hash .*none .*, expected a readable file"):

@@ -1,6 +1,10 @@
+import hashlib
+import os
+
 import pytest
 
-from quant.keys import content_key, files_sha256
+from quant import keys
+from quant.keys import content_key, file_sha256, files_sha256
 
 
 def test_content_key_ignores_order_of_keys_only():
@@ -30,3 +34,40 @@ def test_files_hash_sees_names_and_boundaries(tmp_path):
     assert first == digest(("a", b"12"), ("b", b"3"))
     assert first != digest(("a", b"1"), ("b", b"23"))
     assert first != digest(("a", b"12"), ("c", b"3"))
+
+
+def test_unchanged_files_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(keys, "REST_NS", -1)
+    path, reads = tmp_path / "a", []
+    path.write_bytes(b"12")
+    genuine = keys._update
+    monkeypatch.setattr(keys, "_update", lambda *given: (reads.append(1), genuine(*given)))
+    first = files_sha256([path], root=tmp_path)
+    assert files_sha256([path], root=tmp_path) == first and len(reads) == 1
+    assert file_sha256(path) == file_sha256(path) == hashlib.sha256(b"12").hexdigest()
+    assert len(reads) == 2
+    assert files_sha256([path], root=tmp_path.parent) != first  # another name of the same file
+
+
+@pytest.mark.parametrize("way", ["in place", "replaced"])
+def test_a_file_changed_under_its_old_times_is_read_again(tmp_path, monkeypatch, way):
+    monkeypatch.setattr(keys, "REST_NS", -1)
+    path = tmp_path / "a"
+    path.write_bytes(b"12")
+    before = path.stat()
+    assert file_sha256(path) == hashlib.sha256(b"12").hexdigest()
+    if way == "replaced":
+        (tmp_path / "b").write_bytes(b"34")
+        os.replace(tmp_path / "b", path)
+    else:
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # until the clock has moved on
+            path.write_bytes(b"34")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_sha256(path) == hashlib.sha256(b"34").hexdigest()
+
+
+def test_a_file_just_written_is_not_trusted(tmp_path):
+    path = tmp_path / "a"
+    for content in (b"12", b"34", b"56", b"78"):  # within one tick, perhaps
+        path.write_bytes(content)
+        assert file_sha256(path) == hashlib.sha256(content).hexdigest()

@@ -37,9 +37,21 @@ class Ended:
         return json.loads(self.stdout.splitlines()[-1])
 
     @property
+    def cells(self) -> list[dict]:
+        """The documents of a sweep's cells, without the one of the sweep itself."""
+        lines = [line for line in self.stdout.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in lines[:-1]]
+
+    @property
     def lines(self) -> list[str]:
         lines = (line.rpartition("\r")[2] for line in self.stderr.split("\n"))
         return [line for line in lines if line.strip() and not PROGRESS.search(line)]
+
+    @property
+    def ends(self) -> list[str]:
+        """The line of every cell of a sweep, without seconds and guesses."""
+        found = (re.match(r"(\[\d+/\d+\] .*?)[\d.]+ s(, about .* left)?$", s) for s in self.lines)
+        return [match[1] for match in found if match]
 
 
 @dataclass(frozen=True)
@@ -198,8 +210,7 @@ def drawn(tmp_path_factory, tiny_model, run_script) -> Drawn:
     options = [*place.evaluation, "archive=true", "variant=int8,bf16,fused_int8"]
     ended = run_script("evaluate", "-m", *options, cwd=place.folder)
     assert ended.code == 0, ended.stderr
-    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
-    return Drawn(place, ended, {document["variant"]: document for document in found})
+    return Drawn(place, ended, {document["variant"]: document for document in ended.cells})
 
 
 @pytest.fixture(scope="session")

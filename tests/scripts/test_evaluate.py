@@ -48,13 +48,14 @@ def test_multirun_prints_one_document_a_variant(drawn):
             assert pair["low"] <= pair["delta"] <= pair["high"]
     backends = {variant: drawn.documents[variant]["backend"] for variant in VARIANTS}
     assert backends == {"int8": "torch-cpu", "bf16": "torch-cpu", "fused_int8": "cpu-reference"}
-    assert drawn.ended.document == drawn.documents["fused_int8"]  # the last line is the last one's
+    assert drawn.ended.document.items() >= {"cells": 3, "done": 3, "failed": {}}.items()
     assert drawn.ended.stdout.count("| mean [95 %]") == len(VARIANTS)
 
 
 def test_a_missing_checkpoint_is_built_and_the_reference_comes_first(drawn):
     (checkpoint,) = drawn.place.checkpoints.glob("*/model.safetensors")
-    missing, plan, reference = drawn.ended.lines
+    missing, plan, reference, *ends = drawn.ended.lines
+    assert len(ends) == len(drawn.ended.ends) == 3
     assert missing == f"checkpoint {checkpoint.parent} is missing, building it"
     assert plan.startswith("calibrate: 2 prompts x 2 steps; ")
     assert reference == "reference bf16 comes first"
@@ -74,9 +75,9 @@ def test_the_record_says_how_much_the_branches_take(drawn):
         assert json.loads(record.read_text())["branch_bytes"] == size > 0
 
 
-def test_every_cell_renews_the_page_of_all_runs_so_far(drawn):
-    pages = {document["report"] for document in drawn.documents.values()}
-    (page,) = (Path(path) for path in pages)
+def test_a_sweep_makes_one_page_of_all_runs(drawn):
+    assert not any("report" in document for document in drawn.documents.values())
+    (page,) = (Path(path) for path in drawn.ended.document["reports"])
     assert page.parent == drawn.place.folder / "report" / drawn.folder("bf16").name
     text = page.read_text(encoding="utf-8")
     assert all(variant in text for variant in VARIANTS)
@@ -171,7 +172,7 @@ def test_a_scorer_that_cannot_run_or_fails_is_named_and_the_sweep_goes_on(
     options = [*drawn.place.evaluation, f"results={tmp_path / 'r'}", "scorers=[lpips,ssim,psnr]"]
     ended = run_here("evaluate", "-m", *options, "variant=int8,fused_int8")
     assert ended.code == 1
-    documents = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    documents = ended.cells
     assert [document["variant"] for document in documents] == ["int8", "fused_int8"]
     for document in documents:
         assert set(document["scores"]) == {"psnr"}
@@ -292,7 +293,7 @@ def test_a_run_is_named_by_all_that_decides_its_scores(place, other_model):
     names = [name(), *(name(*change) for change in changes)]
     assert len(set(names)) == len(names)
     same = ["readers=2", "archive=true", "overwrite=true", "scorers=[psnr]", "out=elsewhere"]
-    same += ["prompt_style=json", "score_text=content"]
+    same += ["prompt_style=json", "score_text=content", "shard=1/2", "hardware.devices=2"]
     for change in same:
         assert name(change) == names[0]
     assert name("scorers=[lpips]", "+scorer_options.lpips.device=cpu") == names[0]
@@ -319,7 +320,7 @@ def test_every_format_is_evaluated_in_one_run(place, run_here):
     options = [*place.evaluation, "scorers=[ocr_ned,psnr,latent_error]"]
     ended = run_here("evaluate", "-m", *options, f"variant={','.join(names)}")
     assert ended.code == 0, ended.stderr
-    documents = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    documents = ended.cells
     assert [document["variant"] for document in documents] == list(names)
     rows = pd.read_csv(place.results / "scores.csv")
     assert set(rows["variant"]) == set(names)
@@ -354,5 +355,6 @@ def test_started_again_nothing_is_drawn_or_rewritten(drawn, run_here, monkeypatc
     monkeypatch.setattr(Ideogram4Pipeline, "__call__", refuse)
     ended = run_here("evaluate", *drawn.place.evaluation, "archive=true", "variant=fused_int8")
     assert ended.code == 0, ended.stderr
-    assert ended.document == drawn.documents["fused_int8"]
+    (page,) = drawn.ended.document["reports"]
+    assert ended.document == drawn.documents["fused_int8"] | {"report": page}
     assert state() == before

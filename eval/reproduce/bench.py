@@ -1,0 +1,108 @@
+"""Read the speeds of the full-size model: results/bench/model.csv, newest run first.
+
+Times of two runs are never mixed in a row of a table: a row is one run's.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eval.records import Interval
+from eval.reproduce.table import STUDENT, Cell, estimate, figure
+from quant.errors import UserError
+
+SOURCE = "results/bench/model.csv"
+H200, RTX3090 = "NVIDIA H200", "NVIDIA GeForce RTX 3090"
+WHERE = "H200, random weights"
+COLUMNS = ("run_id", "gpu", "variant", "engine", "resolution", "text_tokens", "quantity")
+COLUMNS += ("value", "low", "high")
+TEXT_TOKENS = 300
+# variant and engine, in the order of the tables
+PATHS = (
+    *(("bf16", "stock"), ("bf16", "compiled"), ("bf16", "dit8")),
+    *((name, "dit8") for name in ("fp8", "int8", "fused_int8", "rotated", "q8_0", "nf4", "q4_k")),
+)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Hold one run's figures of one path; quantity -> mean with Student's interval."""
+
+    run_id: str
+    figures: Mapping[str, Interval]
+
+    def cell(self, quantity: str, scale: float = 1.0) -> Cell | None:
+        """Return a figure times `scale`, without an interval where nothing was repeated."""
+        found = self.figures.get(quantity)
+        if found is None:
+            return None
+        if found.low == found.high:
+            return figure(scale * found.estimate)
+        ends = (scale * end for end in (found.estimate, found.low, found.high))
+        return estimate(Interval(*ends, found.n, found.method))
+
+
+def read_bench(results: Path) -> pd.DataFrame:
+    """Read the rows.
+
+    Raises:
+        UserError: no such file, or it lacks a column.
+    """
+    path = results / "bench" / "model.csv"
+    try:
+        rows = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} must be a readable CSV, got {type(error).__name__}; restore it "
+            "from version control, or run scripts/bench_model.py"
+        ) from error
+    missing = [name for name in COLUMNS if name not in rows.columns]
+    if missing:
+        raise UserError(
+            f"{path} must have the columns {', '.join(COLUMNS)}, got none called "
+            f"{', '.join(missing)}; restore it from version control"
+        )
+    return rows
+
+
+def newest(
+    rows: pd.DataFrame, gpu: str, path: tuple[str, str], resolution: int, *wanted: str
+) -> Timed | None:
+    """Return the newest run of a path that has the first wanted quantity, else the second, ...
+
+    Run ids sort by time.
+    """
+    variant, engine = path
+    mine = rows[
+        (rows["gpu"] == gpu)
+        & (rows["variant"] == variant)
+        & (rows["engine"] == engine)
+        & (rows["resolution"] == resolution)
+        & (rows["text_tokens"] == TEXT_TOKENS)
+    ]
+    for quantity in wanted:
+        runs = mine[mine["quantity"] == quantity]["run_id"]
+        if len(runs):
+            own = mine[mine["run_id"] == runs.max()]
+            return Timed(runs.max(), {row.quantity: _interval(row) for row in own.itertuples()})
+    return None
+
+
+def read_run(results: Path, run_id: str) -> dict[str, Any]:
+    """Read results/bench/runs/<run_id>.json; UserError where it is missing or no JSON."""
+    path = results / "bench" / "runs" / f"{run_id}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} must describe a measured run, got {type(error).__name__}; restore "
+            "it from version control"
+        ) from error
+
+
+def _interval(row: Any) -> Interval:
+    return Interval(float(row.value), float(row.low), float(row.high), 0, STUDENT)

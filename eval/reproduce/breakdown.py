@@ -1,0 +1,95 @@
+"""Table 9: where a step's time goes, and what making the linears free could bring at most.
+
+Amdahl (1967): if a share p of the time is made s times as fast, all is 1 / (1 - p + p / s) times as
+fast; with s without limit, 1 / (1 - p). The bound says how much a faster product can still bring.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from eval.reproduce import bench
+from eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
+from eval.reproduce.table import MEASURED, REPORTED, Cell, Column, Table, empty, figure, keys
+
+SLUG = "breakdown"
+SIZES = (1024, 768)
+# columns: label -> components of scripts/kernel_components.py
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "linears": ("ms_gemm_bf16", "ms_gemm_int8"),
+    "quantize": ("ms_quantize",),
+    "attention": ("ms_attention",),
+    "norms": ("ms_norms",),
+    "rotary": ("ms_rope",),
+    "SwiGLU": ("ms_swiglu",),
+    "other": ("ms_other",),
+}
+PAPERS = "RTX 3090, by the papers"
+UNFUSED = "unfused W8A8"  # the papers' own path
+COMMAND = (
+    "python scripts/bench_model.py --variants stock bf16 fp8 nf4 q8_0 q4_k int8 --steps 12 "
+    "--resolutions 1024 768"
+)
+COMPILED = "python scripts/bench_model.py --variants stock compiled --resolutions 1024 768"
+COLUMNS = (
+    *(Column(label) for label in ("px", "variant", "engine")),
+    *(Column(label, MEASURED, bench.WHERE, "ms", ".1f") for label in (*PARTS, "waiting", "step")),
+    Column("linears", MEASURED, bench.WHERE, "% of the step", ".1f"),
+    Column("bound if linears were free", MEASURED, bench.WHERE, "x", ".2f"),
+    Column("against stock", MEASURED, bench.WHERE, "x", ".2f"),
+    Column("linears", REPORTED, PAPERS, "% of the forward", ".0f"),
+    Column("torch.compile", REPORTED, PAPERS),
+)
+NOTES = (
+    "Kernel ms of a CFG step from torch.profiler, by the kernels' names. A fused kernel counts "
+    "whole; eager kernels that are named only for an addition, a product or a copy are other, and "
+    "so is the decoding of weights for a product in bf16 (fp8, nf4, q8_0, q4_k, int8). Step: of "
+    "unprofiled images. Waiting: the step less its kernels, below zero by the spread of the two.",
+    "The bound is Amdahl's, 1 / (1 - share of the linears). `compiled` is stock diffusers without "
+    "padding and mask, blocks under torch.compile. Against stock: of the same run.",
+)
+
+
+def build(results: Path) -> Table:
+    """Build the table from bench/model.csv and the papers' figures."""
+    rows, reported = bench.read_bench(results), load_reported(results, SLUG)
+    lines = []
+    for size in SIZES:
+        stock = bench.newest(rows, bench.H200, ("bf16", "stock"), size, "ms_attention")
+        for path in bench.PATHS:
+            timed = bench.newest(rows, bench.H200, path, size, "ms_attention")
+            cells = _cells(timed, stock, path)
+            lines.append((*keys(str(size), *path), *cells, *_reported(reported, "")))
+    blank = empty("does not apply: the papers' own path, not ours")
+    count = len(COLUMNS) - 5
+    lines.append(
+        (*keys("1024", UNFUSED, "the papers'"), *(blank,) * count, *_reported(reported, UNFUSED))
+    )
+    title = "where the time of a step goes, stock diffusers against the engine"
+    sources = (bench.SOURCE, "results/paper/breakdown.csv")
+    return Table(9, SLUG, title, COLUMNS, tuple(lines), (*NOTES, sources_note(reported)), sources)
+
+
+def _cells(
+    timed: bench.Timed | None, stock: bench.Timed | None, path: tuple[str, str]
+) -> tuple[Cell, ...]:
+    if timed is None or "cfg_step_ms" not in timed.figures:
+        command = COMPILED if path[1] == "compiled" else COMMAND
+        return (empty("not measured", command),) * (len(PARTS) + 5)
+    spent = {
+        label: sum(timed.figures[name].estimate for name in names) for label, names in PARTS.items()
+    }
+    step = timed.figures["cfg_step_ms"].estimate
+    share = spent["linears"] / step
+    cells = [figure(ms) for ms in spent.values()]
+    cells += [figure(step - sum(spent.values())), figure(step)]
+    cells += [figure(100 * share), figure(1 / (1 - share))]
+    if stock is None or stock.run_id != timed.run_id:
+        return (*cells, empty("its run has no stock diffusers beside it"))
+    return (*cells, figure(stock.figures["cfg_step_ms"].estimate / step))
+
+
+def _reported(reported: tuple[Reported, ...], variant: str) -> tuple[Cell, Cell]:
+    return (
+        reported_cell(reported, variant, "linears_share"),
+        reported_cell(reported, variant, "compile_gain"),
+    )

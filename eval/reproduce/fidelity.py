@@ -1,0 +1,108 @@
+"""Table 5: how far each variant's pictures are from the reference's, on the same noise.
+
+A distance says how far a picture moved, not whether it became worse: there is no margin and no
+verdict. The paper's reference is FP8, the mini's the unquantized weights.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from eval.exact_match import delta_interval
+from eval.reproduce.paper import load_reported, reported_cell, sources_note
+from eval.reproduce.runs import MINI, PLACES, REAL, RULE, VARIANTS, Place, Run, choose_runs
+from eval.reproduce.table import (
+    MEASURED,
+    REFERENCE,
+    REPORTED,
+    Cell,
+    Column,
+    Table,
+    empty,
+    estimate,
+    keys,
+)
+from eval.scorers import get_scorer
+from eval.stats import mean_interval
+
+SLUG = "fidelity"
+SCORERS = ("latent_error", "psnr", "ssim", "lpips")
+LABELS = {"latent_error": "latent error ↓", "psnr": "PSNR ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓"}
+SPECS = {"psnr": ".2f", "ssim": ".4f"}
+COMPARED = "int8"
+EXTRA = {"lpips": "needs the extra lpips and its backbone"}
+PAPERS = "Ideogram 4 against fp8, by the papers"
+
+
+def _columns(place: Place) -> tuple[Column, ...]:
+    where = f"{place.label}, against {place.reference}"
+    units = {"psnr": "dB"}
+    scores = (
+        Column(LABELS[name], MEASURED, where, units.get(name, ""), SPECS.get(name, ".4g"))
+        for name in SCORERS
+    )
+    return (*scores, Column(f"latent error, Δ to {COMPARED}", MEASURED, where, spec="+.3g"))
+
+
+COLUMNS = (
+    Column("variant"),
+    *_columns(MINI),
+    *_columns(REAL),
+    Column(LABELS["lpips"], REPORTED, PAPERS, spec=".3f"),
+)
+NOTES = (
+    RULE,
+    f"Brackets are 95 % intervals over captions by BCa; Δ to {COMPARED} is paired by caption and "
+    "noise. PSNR and LPIPS of two models say nothing about each other.",
+)
+
+
+def build(results: Path) -> Table:
+    """Build the table from the ledger and the papers' figures."""
+    reported = load_reported(results, SLUG)
+    runs = {place: choose_runs(results, place, SCORERS) for place in PLACES}
+    lines = [
+        (
+            *keys(variant),
+            *(cell for place in PLACES for cell in _cells(place, runs[place], variant)),
+            reported_cell(reported, variant, "lpips"),
+        )
+        for variant in VARIANTS
+    ]
+    reason = "does not apply: the paper's figures name two variants"
+    for row in reported:
+        if row.variant not in VARIANTS:
+            blank = (empty(reason),) * (len(COLUMNS) - 2)
+            lines.append(
+                (*keys(row.variant), *blank, reported_cell(reported, row.variant, "lpips"))
+            )
+    title = "fidelity to the reference's pictures"
+    sources = ("results/scores.csv", "results/runs", "results/paper/fidelity.csv")
+    return Table(5, SLUG, title, COLUMNS, tuple(lines), (*NOTES, sources_note(reported)), sources)
+
+
+def _cells(place: Place, runs: Mapping[str, Run], variant: str) -> tuple[Cell, ...]:
+    if variant == place.reference:
+        blank = empty("does not apply to the reference")
+        return (*(REFERENCE,) * len(SCORERS), blank)
+    cells = []
+    for name in SCORERS:
+        values = runs[variant].values.get(name) if variant in runs else None
+        if values is None:
+            cells.append(empty(_lacking(place, name), place.command(5)))
+        else:
+            cells.append(estimate(mean_interval(values)))
+    return (*cells, _against(place, runs, variant))
+
+
+def _against(place: Place, runs: Mapping[str, Run], variant: str) -> Cell:
+    """Return the latent error minus that of COMPARED."""
+    if variant == COMPARED:
+        return REFERENCE
+    pair = [runs[v].values.get("latent_error") if v in runs else None for v in (variant, COMPARED)]
+    if pair[0] is None or pair[1] is None:
+        return empty(place.lacking, place.command(5))
+    return estimate(delta_interval(get_scorer("latent_error").bounds, pair[0], pair[1]))
+
+
+def _lacking(place: Place, scorer: str) -> str:
+    return EXTRA[scorer] if place is MINI and scorer in EXTRA else place.lacking

@@ -1,0 +1,110 @@
+"""Table 1: seconds a picture, cards and memory, per variant and size."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from eval.reproduce import bench
+from eval.reproduce.paper import load_reported, reported_cell, sources_note
+from eval.reproduce.runs import REAL, Run, choose_runs
+from eval.reproduce.table import (
+    MEASURED,
+    REPORTED,
+    STUDENT,
+    Cell,
+    Column,
+    Table,
+    empty,
+    estimate,
+    figure,
+    keys,
+    words,
+)
+from eval.stats import MIN_PROMPTS, mean_interval
+
+SLUG = "speed"
+SIZES = (1024, 768)
+PAPERS = "RTX 3090, by the papers"
+FORMATS = "bf16 fp8 nf4 q8_0 q4_k int8"
+COMMANDS = {
+    "engine": "python scripts/bench_model.py --variants stock compiled bf16 fused_int8 rotated "
+    "--resolutions 1024 768",
+    "formats": f"python scripts/bench_model.py --variants {FORMATS} --resolutions 1024 768",
+}
+COLUMNS = (
+    Column("px"),
+    Column("variant"),
+    Column("engine"),
+    Column("image", MEASURED, bench.WHERE, "s", ".2f", STUDENT),
+    Column("images", MEASURED, bench.WHERE, spec=".0f"),
+    Column("CFG step", MEASURED, bench.WHERE, "ms", ".1f", STUDENT),
+    Column("GPUs", MEASURED, bench.WHERE, spec=".0f"),
+    Column("peak", MEASURED, bench.WHERE, "GB", ".1f"),
+    Column("image", MEASURED, REAL.label, "s", ".1f"),
+    Column("GPU", MEASURED, REAL.label),
+    Column("image", REPORTED, PAPERS, "s", ".2f"),
+    Column("GPUs", REPORTED, PAPERS, spec=".0f"),
+    Column("peak", REPORTED, PAPERS, "GB", ".2f"),
+)
+NOTES = (
+    "H200: 48 steps with both branches and the text projection, 300 text tokens, without text "
+    "encoder and VAE; the variants take turns, an image each; brackets are Student's 95 % interval "
+    "over images. Formats that were timed over fewer steps have a step but no image. Peak: beside "
+    "CUDA's context.",
+    f"{REAL.label}: wall-clock time of whole pictures, 95 % interval over captions. The papers' "
+    "engine is their own: their figures stand with `dit8` for want of a better place.",
+)
+
+
+def build(results: Path) -> Table:
+    """Build the table from bench/model.csv, the ledger's seconds and the papers' figures."""
+    rows, reported = bench.read_bench(results), load_reported(results, SLUG)
+    lines = []
+    for size in SIZES:
+        real = choose_runs(results, REAL.at(size), ("seconds",))
+        for variant, engine in bench.PATHS:
+            is_real = engine == REAL.engine
+            papers = variant if is_real else ""
+            lines.append(
+                keys(str(size), variant, engine)
+                + _measured(results, rows, (variant, engine), size)
+                + _real(real if is_real else {}, variant)
+                + tuple(
+                    reported_cell(reported, papers, f"{quantity}_{size}")
+                    for quantity in ("image_s", "gpus", "peak_gb")
+                )
+            )
+    sources = (bench.SOURCE, "results/bench/runs", "results/scores.csv", "results/paper/speed.csv")
+    title = "seconds a picture, GPUs and memory, at 1024 and 768 px"
+    return Table(1, SLUG, title, COLUMNS, tuple(lines), (*NOTES, sources_note(reported)), sources)
+
+
+def _measured(
+    results: Path, rows: pd.DataFrame, path: tuple[str, str], size: int
+) -> tuple[Cell, ...]:
+    found = bench.newest(rows, bench.H200, path, size, "image_s", "cfg_step_ms")
+    is_format = path[0] in FORMATS.split() and path != ("bf16", path[1])
+    command = COMMANDS["formats" if is_format else "engine"]
+    lacking = empty("not measured", command)
+    if found is None:
+        return (lacking,) * 5
+    record = bench.read_run(results, found.run_id)
+    images = record.get("images", {}).get(str(size))
+    gpus = record["provenance"]["hardware"]["gpus"]
+    short = empty("timed over fewer than 48 steps", command)
+    return (
+        found.cell("image_s") or short,
+        lacking if images is None else figure(float(images)),
+        found.cell("cfg_step_ms") or lacking,
+        figure(float(gpus)),
+        found.cell("peak_bytes", 1e-9) or lacking,
+    )
+
+
+def _real(runs: Mapping[str, Run], variant: str) -> tuple[Cell, Cell]:
+    seconds = runs[variant].values.get("seconds", {}) if variant in runs else {}
+    if len(seconds) < MIN_PROMPTS:
+        lacking = empty("needs the gated weights and a card of sm_86", REAL.command(1))
+        return lacking, lacking
+    return estimate(mean_interval(seconds)), words(runs[variant].gpu or "no GPU")

@@ -1,0 +1,66 @@
+"""The nine tables, and writing them: <results>/tables/table<number>_<slug>.md, .tex and .csv.
+
+From committed rows only, without a GPU or a network; the same rows give the same bytes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from eval.reproduce import (
+    ablation,
+    breakdown,
+    deployment,
+    fidelity,
+    frontier,
+    gemm,
+    quality,
+    speed,
+    text,
+)
+from eval.reproduce.render import render_csv, render_latex, render_markdown
+from eval.reproduce.table import Table
+from quant.atomic import write_atomically
+from quant.errors import UserError
+
+BUILDERS: Mapping[int, Callable[[Path], Table]] = {
+    1: speed.build,
+    2: gemm.build,
+    3: quality.build,
+    4: text.build,
+    5: fidelity.build,
+    6: ablation.build,
+    7: frontier.build,
+    8: deployment.build,
+    9: breakdown.build,
+}
+RENDERERS: Mapping[str, Callable[[Table], str]] = {
+    "md": render_markdown,
+    "tex": render_latex,
+    "csv": render_csv,
+}
+
+
+def build_tables(results: Path, numbers: Iterable[int] = tuple(BUILDERS)) -> list[Table]:
+    """Build tables by number, all by default.
+
+    Raises:
+        UserError: no table has that number, or its rows cannot be read.
+    """
+    tables = []
+    for number in numbers:
+        if number not in BUILDERS:
+            known = ", ".join(map(str, BUILDERS))
+            raise UserError(f"table must be one of {known}, got {number}; correct it")
+        tables.append(BUILDERS[number](results))
+    return tables
+
+
+def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:
+    """Write every table in every form; returns the files."""
+    paths = []
+    for table in tables:
+        for suffix, render in RENDERERS.items():
+            path, content = folder / f"{table.stem}.{suffix}", render(table)
+            write_atomically(path, lambda p, c=content: p.write_text(c, encoding="utf-8"))
+            paths.append(path)
+    return paths

@@ -1,0 +1,148 @@
+"""One cell of an evaluation: everything its run depends on, and the name that follows from it."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from conf.schema import EvaluateConfig
+from eval.prompt_style import styled
+from eval.prompts import first_prompts, load_prompts
+from eval.provenance import run_id
+from eval.records import Prompt, RunKey
+from eval.scorer_settings import Settings, configure_all
+from eval.stats import MIN_PROMPTS
+from models.generate import Sampler, sample_paths
+from models.pipeline import resolve_device, torch_dtype
+from models.sampling import check_engine
+from models.variants import Variant
+from quant.errors import UserError
+from quant.formats.table import get_format
+from quant.keys import content_key, files_sha256
+from scripts.cli import from_root, variant_config
+from scripts.conversion import checkpoint_sha256, find_checkpoint
+from scripts.devices import check_devices
+from scripts.sharding import Shard, parse_shard
+from scripts.stages import Model, make_sampler, open_model, prompt_file
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything one run depends on, and the name that follows from it.
+
+    Attributes:
+        prompts: as the prompt set has them, which is what pictures are scored against.
+        drawn: as the model sees them, see `eval.prompt_style`.
+        identity: what run_id is a hash of.
+        shard: the part of the pictures that is drawn here.
+    """
+
+    config: EvaluateConfig
+    model: Model
+    variant: Variant
+    sampler: Sampler
+    prompts: tuple[Prompt, ...]
+    drawn: tuple[Prompt, ...]
+    checkpoint: Path | None
+    batch: int
+    identity: dict
+    key: RunKey
+    shard: Shard
+
+    @property
+    def folder(self) -> Path:
+        return from_root(self.config.out) / self.key.run_id
+
+    @property
+    def record(self) -> Path:
+        """Name the run's record, which is written when all its pictures are there."""
+        return from_root(self.config.results) / "runs" / f"{self.key.run_id}.json"
+
+    def missing(self, shard: Shard) -> int:
+        """Count the pictures of a shard that are not there yet."""
+        prompts = shard.of(self.prompts, self.batch)
+        return sum(not sample_paths(prompt, self.folder)[0].exists() for prompt in prompts)
+
+
+def prepare(config: EvaluateConfig) -> Cell:
+    """Resolve a configuration into a cell; builds the checkpoint where that is allowed."""
+    check_engine(config.engine, staged=config.hardware.staged)
+    configure_all(config.scorers, settings_of(config))
+    torch_dtype(config.dtype)
+    variant = Variant(**vars(config.variant))
+    device = resolve_device(config.hardware.device)
+    backend = variant.backend(device)
+    sampler = make_sampler(config.sampler, config.model, config.steps, config.guidance, config.size)
+    path = prompt_file(config.prompts or config.model.prompts)
+    prompts = first_prompts(load_prompts(path), config.n)
+    if len(prompts) < MIN_PROMPTS:
+        raise UserError(
+            f"n must be at least {MIN_PROMPTS}, got {len(prompts)}; fewer give no interval"
+        )
+    drawn = tuple(styled(prompt, config.prompt_style) for prompt in prompts)
+    batch = config.hardware.batch if config.batch is None else config.batch
+    if batch < 1:
+        raise UserError(f"batch must be at least 1, got {batch}")
+    shard = parse_shard(config.shard)
+    check_devices(config.hardware.devices, device)
+    model = open_model(config.model)
+    checkpoint = None
+    if variant.needs_checkpoint:
+        checkpoint = find_checkpoint(config, model, get_format(variant.format))
+    identity = {
+        "model": {"name": config.model.name, "files_sha256": _model_files_sha256(model.folder)},
+        "variant": asdict(variant),
+        "recipe": asdict(config.recipe) if variant.has_recipe else None,
+        "sampler": asdict(sampler),
+        "dtype": config.dtype,
+        "companion_dtype": config.model.companion_dtype,
+        "engine": config.engine,
+        "backend": backend,
+        "batch": batch,
+    }
+    prompt_set = path.stem
+    if config.prompt_style != "json":  # the default stays out: runs keep the names they have
+        identity["prompt_style"] = config.prompt_style
+        prompt_set += f"-{config.prompt_style}"
+    captions = content_key([[p.id, p.caption, list(p.texts), p.seed] for p in drawn])
+    name = run_id(identity, checkpoint_sha256(checkpoint), captions)
+    key = RunKey(
+        run_id=name,
+        model=config.model.name,
+        variant=variant.name,
+        recipe=config.recipe.name if variant.has_recipe else "none",
+        engine=config.engine,
+        dtype=config.dtype,
+        backend=backend,
+        prompt_set=prompt_set,
+    )
+    return Cell(
+        config,
+        model,
+        variant,
+        sampler,
+        tuple(prompts),
+        drawn,
+        checkpoint,
+        batch,
+        identity,
+        key,
+        shard,
+    )
+
+
+def settings_of(config: EvaluateConfig) -> Settings:
+    """Return how a configuration asks to score."""
+    return Settings(config.readers, config.score_text, config.scorer_options, config.overwrite)
+
+
+def _model_files_sha256(folder: Path) -> str:
+    """Hash every file of a model folder that can change a picture: all but its card."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md")
+    return files_sha256(files, root=folder)
+
+
+def reference_of(cell: Cell) -> Cell:
+    """Return the cell of the reference variant: same prompts, sampler, dtype and hardware."""
+    name = cell.config.model.reference
+    if cell.variant.name == name:
+        return cell
+    return prepare(replace(cell.config, variant=variant_config(name)))

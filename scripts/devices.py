@@ -1,0 +1,122 @@
+"""Draw one run with several processes of this machine, one a GPU.
+
+Each process draws a shard of the run (scripts/sharding.py) into the same folder. A process that
+dies loses the batch it was at; the others finish theirs, and the same command draws what is
+missing.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from tqdm import tqdm
+
+from models.machine import usable_cores
+from quant.errors import UserError
+from scripts.sharding import Shard
+
+LOOK_SECONDS = 0.2
+STOP_SECONDS = 30  # a process that is told to stop cleans up in less
+
+
+def check_devices(devices: int, device: torch.device) -> None:
+    """Refuse a number of devices that this machine does not have.
+
+    Raises:
+        UserError: fewer than one, or more than the GPUs that torch sees.
+    """
+    if devices < 1:
+        raise UserError(f"hardware.devices must be at least 1, got {devices}; use 1")
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(
+            f"hardware.devices must be at most {found}, the GPUs that torch sees here, got "
+            f"{devices}; lower it or look at CUDA_VISIBLE_DEVICES"
+        )
+
+
+def draw_on_devices(
+    work: Callable[[Shard], None],
+    shards: Sequence[Shard],
+    device: torch.device,
+    progress: Callable[[], None],
+) -> None:
+    """Draw every shard in a process of its own and wait for all of them.
+
+    Args:
+        work: draws one shard; must be picklable, since the processes start from nothing.
+        shards: one a device.
+        device: cuda gives process i the GPU i; on cpu the processes divide the cores.
+        progress: called now and then while they draw.
+
+    Raises:
+        UserError: names every process that did not end well, once the others have.
+    """
+    # spawn: a process forked from one that has used CUDA or threads cannot use them itself
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_work, args=(work, shard, index, len(shards), device.type))
+        for index, shard in enumerate(shards)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            time.sleep(LOOK_SECONDS)
+            progress()
+    finally:
+        started = [process for process in processes if process.pid is not None]
+        for process in started:
+            process.terminate()  # nothing to those that have ended
+        for process in started:
+            process.join(STOP_SECONDS)
+            process.kill()
+            process.join()
+    progress()
+    bad = [
+        f"{index} ({device.type} {index}, shard {shard}, {_how(process.exitcode)})"
+        for index, (process, shard) in enumerate(zip(processes, shards, strict=True))
+        if process.exitcode != 0
+    ]
+    if bad:
+        raise UserError(
+            f"worker {' and worker '.join(bad)} of {len(shards)} did not finish its pictures; "
+            "those of the others are kept, the same command draws the rest"
+        )
+
+
+def leave_with_parent() -> None:
+    """End this worker if the process that started it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        sys.exit("worker: the process that started it is gone")
+
+
+def _work(
+    work: Callable[[Shard], None], shard: Shard, index: int, workers: int, device: str
+) -> None:
+    """Run in the new process: choose the device, draw, and end with a sentence, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
+    if device == "cuda":
+        torch.cuda.set_device(index)
+    elif "OMP_NUM_THREADS" not in os.environ:  # what the user has set stays
+        torch.set_num_threads(max(1, usable_cores() // workers))
+    try:
+        work(shard)
+    except UserError as error:
+        print(f"worker {index}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit {code}"

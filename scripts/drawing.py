@@ -1,0 +1,193 @@
+"""Draw the pictures of a cell: alone, with several devices, or one shard of them.
+
+Whoever draws a run, or a shard of it, holds a lock in the run's folder, so that the jobs of a
+sweep that all need the reference wait for the first instead of drawing it again. Several parts
+leave their durations in the folder; whoever finds all pictures there merges them into the ledger.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from eval.ledger import LATENCY, locked, upsert, write_run
+from eval.provenance import describe
+from eval.runs import write_run_record
+from eval.stats import latency_percentiles
+from models.companions import Companions
+from models.generate import Timing, generate
+from models.ideogram4 import BRANCHES
+from models.pipeline import resolve_device
+from models.sampling import open_engine
+from models.variants import build_variant
+from quant.atomic import write_atomically
+from quant.stored import checkpoint_files
+from scripts.cell import Cell
+from scripts.cli import ROOT, from_root
+from scripts.conversion import checkpoint_sha256
+from scripts.devices import draw_on_devices, leave_with_parent
+from scripts.sharding import WHOLE, Shard
+
+_COMPANIONS = Companions()  # of this process
+
+
+def draw(cell: Cell, reference: str | None) -> None:
+    """Generate the pictures that are missing and keep record and latency of the run."""
+    write_run_record(cell.folder, cell.key, cell.prompts, reference)
+    if _is_drawn(cell):
+        return
+    with _alone(cell, WHOLE):
+        if _is_drawn(cell):  # by the process that was waited for
+            return
+        started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        own = _draw_missing(cell, WHOLE) if cell.missing(WHOLE) else Timing((), ())
+        timing, parts = _merge(own, cell.folder)
+        _keep(cell, timing, started, time.monotonic() - start)
+        for part in parts:
+            part.unlink()
+
+
+def draw_shard(cell: Cell, reference: str | None) -> None:
+    """Generate what is missing of the cell's own shard; the run's record is left to `draw`."""
+    write_run_record(cell.folder, cell.key, cell.prompts, reference)
+    with _alone(cell, cell.shard):
+        if cell.missing(cell.shard):
+            _leave(_draw_missing(cell, cell.shard), cell.shard, cell.folder)
+
+
+def branch_bytes(cell: Cell) -> int | None:
+    """Count the bytes of both branches' weights as the variant keeps them on disk.
+
+    None for weights that are rounded after loading, which no file holds.
+    """
+    if cell.variant.format == "rounded":
+        return None
+    files = checkpoint_files(cell.checkpoint or cell.model.folder, BRANCHES)
+    return sum(file.stat().st_size for file in files)
+
+
+def _is_drawn(cell: Cell) -> bool:
+    # A run stopped after its last picture still lacks its record.
+    return not cell.missing(WHOLE) and cell.record.exists()
+
+
+def _alone(cell: Cell, shard: Shard):
+    """Hold the lock of a run or of one shard of it, waiting for who has it."""
+    name = "drawing" if shard.is_whole else f"drawing-{shard.index}-of-{shard.count}"
+    return locked(
+        cell.folder / name,
+        lambda: print(
+            f"waiting for another process that draws {cell.key.variant} {cell.key.run_id}",
+            file=sys.stderr,
+        ),
+    )
+
+
+def _keep(cell: Cell, timing: Timing, started: str, seconds: float) -> None:
+    key, results = cell.key, from_root(cell.config.results)
+    stages = {"image": timing.image_ms, "step": timing.step_ms}
+    latency = [
+        asdict(key) | {"stage": stage} | latency_percentiles(durations)
+        for stage, durations in stages.items()
+        if durations
+    ]
+    upsert(results / "latency.csv", LATENCY, latency, overwrite=True)
+    record = {
+        "run": asdict(key),
+        "identity": cell.identity,
+        "config": asdict(cell.config),
+        "checkpoint_sha256": checkpoint_sha256(cell.checkpoint),
+        "model_sha256": cell.model.sha256,
+        "prompts": [[p.id, p.seed] for p in cell.prompts],
+        "seeds": "noise: sha256('<prompt id>/<seed>'), see models/generate.py",
+        "started": started,
+        "seconds": round(seconds, 3),
+        "pictures_made": len(timing.image_ms),
+        "branch_bytes": branch_bytes(cell),
+        **describe(ROOT),
+    }
+    write_run(results / "runs", key.run_id, record)
+
+
+def _draw_missing(cell: Cell, shard: Shard) -> Timing:
+    """Draw a shard here, or split it between devices; returns what was not left in the folder."""
+    total = len(shard.of(cell.prompts, cell.batch))
+    label = f"{cell.key.variant} {cell.key.run_id}"
+    devices = cell.config.hardware.devices
+    with tqdm(total=total, desc=label, unit="image") as bar:
+        if devices == 1:
+            return _generate(cell, shard, bar.update)
+        draw_on_devices(
+            functools.partial(_work, cell),
+            shard.split(devices),
+            resolve_device(cell.config.hardware.device),
+            lambda: bar.update(total - cell.missing(shard) - bar.n),
+        )
+    return Timing((), ())
+
+
+def _work(cell: Cell, shard: Shard) -> None:
+    """Draw a shard in a process of its own."""
+    if cell.missing(shard):
+        _leave(_generate(cell, shard, lambda _: leave_with_parent()), shard, cell.folder)
+
+
+def _generate(cell: Cell, shard: Shard, progress: Callable[[int], object]) -> Timing:
+    config, device = cell.config, resolve_device(cell.config.hardware.device)
+    staged = config.hardware.staged
+    files = cell.identity["model"]["files_sha256"]
+    shared = (files, config.model.companion_dtype, str(device))
+    pipeline = build_variant(
+        cell.variant,
+        cell.model.folder,
+        cell.checkpoint,
+        model_key=cell.model.key,
+        dtype=config.dtype,
+        companion_dtype=config.model.companion_dtype,
+        device=torch.device("cpu") if staged else device,
+        components={} if staged else _COMPANIONS.components(shared),
+    )
+    if not staged:  # there these components come and go
+        _COMPANIONS.attach(shared, pipeline)
+    _, timing = generate(
+        pipeline,
+        shard.of(cell.drawn, cell.batch),
+        cell.sampler,
+        cell.folder,
+        batch=cell.batch,
+        metadata=asdict(cell.key),
+        progress=progress,
+        engine=open_engine(config.engine, pipeline, device, staged=staged),
+        spared=_COMPANIONS.spared,
+    )
+    return timing
+
+
+def _leave(timing: Timing, shard: Shard, folder: Path) -> None:
+    """Keep a part's durations, with those of the same part before it was stopped, in the folder."""
+    path = folder / f".timing-{shard.index}-of-{shard.count}.json"
+    whole = _join(timing, path)
+    text = json.dumps(asdict(whole))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _merge(timing: Timing, folder: Path) -> tuple[Timing, list[Path]]:
+    """Add what the parts of a run left in its folder; returns their files, too."""
+    parts = sorted(folder.glob(".timing-*-of-*.json"))
+    return functools.reduce(_join, parts, timing), parts
+
+
+def _join(timing: Timing, path: Path) -> Timing:
+    if not path.exists():
+        return timing
+    known = json.loads(path.read_text(encoding="utf-8"))
+    return Timing(
+        timing.image_ms + tuple(known["image_ms"]), timing.step_ms + tuple(known["step_ms"])
+    )

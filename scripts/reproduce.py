@@ -1,0 +1,59 @@
+"""Write the papers' nine tables from committed rows, or make the rows that a table needs.
+
+    python scripts/reproduce.py                                   # all nine, in seconds, no GPU
+    python scripts/reproduce.py --table 3                         # one of them
+    python scripts/reproduce.py --run table=5 model=mini hardware=cpu n=8  # first its rows
+    python scripts/reproduce.py --run table=1 model=ideogram4 hardware=cuda_24gb plan=true
+
+Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv.
+Measured and reported figures stand in separate columns; an empty cell says why it is empty and
+which command fills it. With --run it says beforehand how long it takes and how much disk
+(plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+from typing import Any
+
+from eval.reproduce.table import tally
+from eval.reproduce.tables import BUILDERS, build_tables, write_tables
+from scripts.cli import from_root, one_sentence, terse
+
+
+def reproduce(results: Path, number: int | None) -> dict[str, Any]:
+    """Write one table or all; returns the document that is printed last."""
+    tables = build_tables(results, BUILDERS if number is None else (number,))
+    paths = write_tables(tables, results / "tables")
+    for table in tables:
+        counts = tally([table])
+        filled = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        print(f"table {table.number}, {table.title}: {filled}")
+    return {"tables": [terse(path) for path in paths], "cells": tally(tables)}
+
+
+def main() -> None:
+    with one_sentence("reproduce"):
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--table", type=int, help="1 to 9; default: all")
+        parser.add_argument("--results", default="results", help="folder of the committed rows")
+        parser.add_argument(
+            "--run", nargs="+", metavar="KEY=VALUE", help="make the rows first: table=N model=..."
+        )
+        arguments = parser.parse_args()
+        if arguments.run is not None:
+            from scripts.table_runs import run_table  # brings in all that draws and scores
+
+            print(json.dumps(run_table(arguments.run)))
+            return
+        print(json.dumps(reproduce(from_root(arguments.results), arguments.table)))
+
+
+if __name__ == "__main__":
+    main()

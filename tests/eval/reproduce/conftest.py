@@ -1,0 +1,109 @@
+"""A results folder with the committed benches and a ledger of the test's own."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from eval.ledger import SCORES, upsert
+from eval.records import RunKey
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLER = {"name": "default_20", "steps": 20, "guidance": 3.0, "size_px": 256}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Adds runs to <results>/scores.csv and their records beside it."""
+
+    results: Path
+
+    def add(
+        self,
+        run_id: str,
+        variant: str,
+        values: Mapping[str, Sequence[float]],
+        *,
+        started: str = "2026-01-01",
+        sampler: Mapping[str, object] = SAMPLER,
+        gpu: str | None = "NVIDIA H200",
+        prompts: Sequence[str] | None = None,
+        **key: str,
+    ) -> None:
+        """Add a run: scorer -> one value a prompt; `key` goes before the mini's usual columns."""
+        run = {
+            **{"model": "mini", "recipe": "none", "engine": "stock", "dtype": "float32"},
+            **{"backend": "torch-cuda", "prompt_set": "mini_hard"},
+        } | key
+        shared = asdict(RunKey(run_id=run_id, variant=variant, **run))
+        rows = [
+            shared | {"prompt_id": name, "seed": 0, "scorer": scorer, "value": float(value)}
+            for scorer, column in values.items()
+            for name, value in zip(prompts or map("p{}".format, range(9)), column, strict=False)
+        ]
+        upsert(self.results / "scores.csv", SCORES, rows)
+        record = {"started": started, "identity": {"sampler": dict(sampler)}}
+        path = self.results / "runs" / f"{run_id}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(record | {"hardware": {"gpu": gpu}}))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    for name in ("bench", "convert", "paper"):
+        (tmp_path / name).symlink_to(ROOT / "results" / name)
+    return Ledger(tmp_path)
+
+
+@pytest.fixture
+def committed() -> Path:
+    return ROOT / "results"
+
+
+@pytest.fixture
+def check_latex():
+    return _check_latex
+
+
+@pytest.fixture
+def check_characters():
+    return _check_characters
+
+
+def _check_latex(text: str) -> None:
+    """Check what breaks a compilation: characters, braces, mathematics, nesting, column counts."""
+    assert text.isascii() and text.endswith("\\end{table}\n")
+    comment, body = text.split("\n", 1)
+    assert comment.startswith("% ")
+    _check_characters(body.replace("{%\n", "{\n"))  # that one swallows the end of its line
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end){(\w+)}", text):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert not stack
+    width = len(re.search(r"\\begin{tabular}{([lr]+)}", text)[1])
+    inside = text.split("\\begin{tabular}")[1].split("\\end{tabular}")[0]
+    lines = [line for line in inside.splitlines() if line.endswith(r"\\")]
+    assert len(lines) >= 3
+    for line in lines:
+        spans = [int(n) - 1 for n in re.findall(r"\\multicolumn{(\d+)}", line)]
+        assert len(re.findall(r"(?<!\\)&", line)) + 1 + sum(spans) == width
+        assert not line.startswith("[")  # \\ before it would take it for an argument
+    ends = [int(end) for end in re.findall(r"\\cmidrule\(lr\){\d+-(\d+)}", text)]
+    assert max(ends) == width
+
+
+def _check_characters(text: str) -> None:
+    bare = re.sub(r"\\[\\&%$#_{}]", "", text)
+    depth = 0
+    for character in bare:
+        depth += (character == "{") - (character == "}")
+        assert depth >= 0
+    assert depth == 0 and bare.count("$") % 2 == 0
+    outside = "".join(bare.split("$")[::2])
+    assert not re.search(r"[%#_^~<>|]", outside)

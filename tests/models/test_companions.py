@@ -1,0 +1,112 @@
+import gc
+import weakref
+
+import pytest
+import torch
+from diffusers import Ideogram4Pipeline
+
+from models.companions import SHARED, Companions
+from models.generate import generate
+from models.pipeline import load_pipeline
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def load(toy_folder):
+    def run(companions, key="a"):
+        pipeline = load_pipeline(
+            toy_folder, "float32", "float32", CPU, components=companions.components(key)
+        )
+        companions.attach(key, pipeline)
+        return pipeline
+
+    return run
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The captions that are encoded, in order."""
+    genuine, seen = Ideogram4Pipeline.encode_prompt, []
+
+    def watch(self, prompt, *rest, **keys):
+        seen.append(prompt)
+        return genuine(self, prompt, *rest, **keys)
+
+    monkeypatch.setattr(Ideogram4Pipeline, "encode_prompt", watch)
+    return seen
+
+
+def test_what_variants_share_is_loaded_once(load):
+    companions = Companions()
+    first, second = load(companions), load(companions)
+    for name in SHARED:
+        assert getattr(first, name) is getattr(second, name)
+    assert first.transformer is not second.transformer
+    other = load(companions, "b")
+    assert all(getattr(other, name) is not getattr(first, name) for name in SHARED)
+
+
+def test_features_are_computed_once_and_the_pictures_are_the_same(
+    load, encoded, toy, toy_prompts, small_sampler, tmp_path
+):
+    companions = Companions()
+
+    def draw(pipeline, name, **more):
+        generate(
+            pipeline, toy_prompts, small_sampler, tmp_path / name, batch=2, metadata={}, **more
+        )
+        return [path.read_bytes() for path in sorted((tmp_path / name).glob("*.safetensors"))]
+
+    alone = draw(toy, "alone")
+    calls = len(encoded)
+    assert draw(load(companions), "first", spared=companions.spared) == alone
+    assert len(encoded) == 2 * calls
+    assert draw(load(companions), "second", spared=companions.spared) == alone
+    assert len(encoded) == 2 * calls  # none of the second's
+
+
+def test_saved_time_is_counted(load, toy_prompts, small_sampler, tmp_path):
+    companions = Companions()
+    caption, pipeline = toy_prompts[0].caption, load(companions)
+    encode = pipeline.encode_prompt
+    first = encode(caption, 0, 0, 128, CPU)
+    assert companions.spared() == 0
+    again = encode(caption, 0, 0, 128, CPU)
+    assert companions.spared() > 0 and companions.spared() == 0
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    again[0].zero_()  # belongs to the caller
+    assert torch.equal(encode(caption, 0, 0, 128, CPU)[0], first[0])
+    _, timing = generate(
+        load(companions),
+        toy_prompts[:2],
+        small_sampler,
+        tmp_path,
+        batch=2,
+        metadata={},
+        spared=lambda: 1000.0,
+    )
+    assert all(500e3 < ms < 600e3 for ms in timing.image_ms)  # a thousand seconds for two pictures
+
+
+def test_features_beyond_the_limit_are_computed_again(load, encoded, toy_prompts):
+    pipeline = load(Companions(limit_bytes=1))
+    for _ in range(2):
+        pipeline.encode_prompt(toy_prompts[0].caption, 0, 0, 128, CPU)
+    assert len(encoded) == 2
+
+
+def test_another_key_forgets_and_a_pipeline_is_not_kept_alive(load, encoded, toy_prompts):
+    companions = Companions()
+    pipeline = load(companions)
+    pipeline.encode_prompt(toy_prompts[0].caption, 0, 0, 128, CPU)
+    branch = weakref.ref(pipeline.transformer)
+    gc.disable()  # counted references alone must do: a cycle would wait with gigabytes
+    try:
+        del pipeline
+        assert branch() is None
+    finally:
+        gc.enable()
+    other = load(companions, "b")
+    other.encode_prompt(toy_prompts[0].caption, 0, 0, 128, CPU)
+    assert len(encoded) == 2

@@ -1,0 +1,193 @@
+"""Several processes draw one run: the same bits, and what is lost when one of them dies."""
+
+import builtins
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from eval.ledger import locked
+from eval.runs import read_run
+from quant.errors import UserError
+from scripts import drawing
+from scripts.cli import compose
+from scripts.devices import check_devices, draw_on_devices
+from scripts.evaluation import evaluate, prepare
+from scripts.sharding import WHOLE
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """Latents files and pixels by name; a PNG itself also holds a time."""
+    found = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            found[path.name] = image.tobytes()
+    return found
+
+
+@pytest.fixture
+def options(drawn, tmp_path):
+    """Those of `drawn`, with its checkpoints, and another place for pictures and rows."""
+    return [*drawn.place.evaluation, f"results={tmp_path / 'r'}", f"out={tmp_path / 'o'}"]
+
+
+def latency_of(results: Path, run_id: str) -> dict[str, int]:
+    rows = pd.read_csv(results / "latency.csv")
+    rows = rows[rows["run_id"] == run_id]
+    return dict(zip(rows["stage"], rows["n"], strict=True))
+
+
+def test_shards_and_the_command_that_finishes_them(drawn, options, run_here, tmp_path):
+    ended = run_here("evaluate", "-m", *options, "variant=bf16,int8", "shard=0/3,1/3,2/3")
+    assert ended.code == 0, ended.stderr
+    cells = ended.cells
+    assert [cell["missing"] for cell in cells] == [2, 1, 0, 2, 1, 0]  # four pictures of each
+    assert [cell["shard"] for cell in cells[:3]] == ["0/3", "1/3", "2/3"]
+    assert not any("scores" in cell for cell in cells)
+    assert not (tmp_path / "r" / "scores.csv").exists()
+    command = ended.document["finish"]
+    assert ended.document["missing"] == 0 and " shard=" not in command
+    assert command.startswith("python scripts/evaluate.py -m ")
+    assert command.endswith(" variant=bf16,int8")
+
+    finished = run_here("evaluate", *command.split()[2:])
+    assert finished.code == 0, finished.stderr
+    assert all(cell["scores"] for cell in finished.cells)
+    for variant in ("bf16", "int8"):
+        run_id = drawn.documents[variant]["run_id"]
+        folder = tmp_path / "o" / run_id
+        assert bits(folder) == bits(drawn.folder(variant))
+        record = json.loads((tmp_path / "r" / "runs" / f"{run_id}.json").read_text())
+        assert record["pictures_made"] == 4
+        assert latency_of(tmp_path / "r", run_id) == {"image": 4, "step": 4}
+        assert not list(folder.glob(".timing*"))
+
+
+def test_what_a_shard_left_undone_is_drawn_by_the_whole(drawn, options, tmp_path):
+    config = compose("evaluate", [*options, "variant=bf16", "batch=2", "n=3", "shard=1/2"])
+    document, tables = evaluate(config)
+    assert (document["missing"], tables) == (2, "")  # the second batch has one picture
+    with pytest.raises(UserError, match="lacks 2 of 3 pictures"):
+        read_run(Path(document["pictures"]))
+    config.shard = None
+    document, _ = evaluate(config)
+    record = json.loads((tmp_path / "r" / "runs" / f"{document['run_id']}.json").read_text())
+    assert record["pictures_made"] == 3
+
+
+def test_jobs_that_need_one_reference_draw_it_once(drawn, options, tmp_path, monkeypatch, capsys):
+    """While another process draws a run this one waits, and then finds it done."""
+    cell = prepare(compose("evaluate", [*options, "variant=bf16"]))
+    calls, waiting, genuine = [], threading.Event(), builtins.print
+
+    def announce(*words, **more):
+        genuine(*words, **more)
+        waiting.set()
+
+    monkeypatch.setattr(drawing, "print", announce, raising=False)
+    monkeypatch.setattr(drawing, "_draw_missing", lambda *given: calls.append(given))
+    with locked(cell.folder / "drawing"):
+        thread = threading.Thread(target=drawing.draw, args=(cell, None))
+        thread.start()
+        assert waiting.wait(30) and thread.is_alive()
+        for path in drawn.folder("bf16").glob("*.*"):
+            shutil.copy(path, cell.folder)
+        cell.record.parent.mkdir(parents=True)
+        shutil.copy(drawn.place.results / "runs" / cell.record.name, cell.record)
+    thread.join(30)
+    assert not thread.is_alive() and calls == []
+    said = f"waiting for another process that draws bf16 {cell.key.run_id}\n"
+    assert capsys.readouterr().err == said
+
+
+def test_two_processes_draw_the_same_bits_as_one(drawn, options, tmp_path):
+    config = compose("evaluate", [*options, "variant=int8", "hardware.devices=2"])
+    document, _ = evaluate(config)
+    assert document["run_id"] == drawn.documents["int8"]["run_id"]
+    for variant in ("bf16", "int8"):  # the reference, too
+        run_id = drawn.documents[variant]["run_id"]
+        assert bits(tmp_path / "o" / run_id) == bits(drawn.folder(variant))
+        assert latency_of(tmp_path / "r", run_id) == {"image": 4, "step": 4}
+    scores = drawn.documents["int8"]["scores"]
+    assert {n: s for n, s in document["scores"].items() if n != "seconds"} == {
+        n: s for n, s in scores.items() if n != "seconds"
+    }
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that draw: a spawned process says so in its command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stat, words = path.read_text(), (path.parent / "cmdline").read_bytes()
+        except OSError:  # ended meanwhile
+            continue
+        parent = int(stat.rpartition(")")[2].split()[1])
+        if parent == pid and b"spawn_main" in words:
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_worker_that_dies_is_named_and_the_rest_is_kept(drawn, options, start_script, stop):
+    """SIGKILL meets one worker, Ctrl-C the command; both continue."""
+    words = [*options, "variant=bf16", "n=8", "steps=48", "hardware.devices=2", "report=false"]
+    out = Path(next(word for word in words[::-1] if word.startswith("out=")).removeprefix("out="))
+    with start_script("evaluate", *words, cwd=out.parent) as process:
+        end = time.monotonic() + 60
+        while len(list(out.glob("*/*.png"))) < 2:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        workers = children_of(process.pid)
+        assert len(workers) == 2
+        target = workers[0] if stop == signal.SIGKILL else process.pid
+        os.kill(target, stop)
+        _, stderr = process.communicate()
+    assert not children_of(process.pid)
+    assert "Traceback" not in stderr
+    pictures = {path: path.stat().st_mtime_ns for path in out.glob("*/*.png")}
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert stderr.endswith("evaluate: interrupted; the same command continues\n")
+    else:
+        assert process.returncode == 2
+        last = stderr.splitlines()[-1]
+        assert re.search(
+            r"evaluate: worker [01] \(cpu [01], shard [01]/2, killed by SIGKILL\) of 2 did not "
+            r"finish its pictures; those of the others are kept, the same command draws the rest",
+            last,
+        ), last
+        assert len(pictures) >= 4  # all of the other worker's
+    assert len(pictures) < 8
+    document, _ = evaluate(compose("evaluate", words))
+    assert document["n"] == 8
+    assert {path: path.stat().st_mtime_ns for path in pictures} == pictures  # none drawn twice
+
+
+def test_a_worker_that_cannot_draw_says_why(capfd):
+    work = functools.partial(check_devices, 0)  # refuses whatever device it is given
+    with pytest.raises(UserError, match=r"worker 0 \(cpu 0, shard 0/2, exit 2\) and worker 1 \("):
+        draw_on_devices(work, WHOLE.split(2), torch.device("cpu"), lambda: None)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("worker 0")]
+    assert lines == ["worker 0: hardware.devices must be at least 1, got 0; use 1"]
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="hardware.devices must be at least 1, got 0; use 1"):
+        check_devices(0, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(2, torch.device("cuda"))
+    with pytest.raises(UserError, match="at most 2, the GPUs that torch sees here, got 3; lower"):
+        check_devices(3, torch.device("cuda"))

@@ -1,0 +1,64 @@
+"""Sweeps whose cells run as jobs of their own, by submitit's local executor in place of Slurm."""
+
+import json
+import shlex
+
+import hydra
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf, open_dict
+
+from conf.schema import register
+from scripts.cli import CONF, ROOT
+
+pytest.importorskip("submitit", reason="needs the extra slurm: hydra-submitit-launcher")
+
+LAUNCHER = "hydra/launcher=submitit_local"
+
+
+@pytest.mark.slow
+def test_shards_run_as_jobs_and_are_merged(drawn, tmp_path, run_script):
+    """Two variants in two shards each, side by side, from a folder that is not the repository."""
+    options = [*drawn.place.evaluation, f"results={tmp_path / 'r'}", f"out={tmp_path / 'o'}"]
+    options += ["scorers=[ocr_ned,latent_error]", "report=false", LAUNCHER]
+    variants = "variant=bf16,int8"
+    ended = run_script("evaluate", "-m", *options, variants, "shard=0/2,1/2,2/2", cwd=tmp_path)
+    assert ended.code == 1
+    failed = {f"variant={v} shard=2/2" for v in ("bf16", "int8")}
+    assert set(ended.document["failed"]) == failed
+    assert ended.document["done"] == 4 and ended.document["missing"] == 0
+    assert len(ended.ends) == 6 and sum("FAILED after" in line for line in ended.ends) == 2
+    assert sum("shard must look like 0/4" in line for line in ended.lines) == 2
+    assert not list((tmp_path / "outputs" / "multirun").glob("cells-*"))
+    command = shlex.split(ended.document["finish"])
+    assert LAUNCHER in command  # the jobs' kind of machine is part of what a run is
+
+    finished = run_script("evaluate", *command[2:], cwd=tmp_path)
+    assert finished.code == 0, finished.stderr
+    assert finished.document["done"] == 2
+    rows = pd.read_csv(tmp_path / "r" / "scores.csv")
+    expected = pd.read_csv(drawn.place.results / "scores.csv")
+    wanted = expected["variant"].isin(["bf16", "int8"]) & expected["scorer"].isin(rows["scorer"])
+    pd.testing.assert_frame_equal(rows, expected[wanted].reset_index(drop=True))
+    for variant in ("bf16", "int8"):
+        run_id = drawn.documents[variant]["run_id"]
+        record = json.loads((tmp_path / "r" / "runs" / f"{run_id}.json").read_text())
+        assert record["pictures_made"] == 4
+        for path in drawn.folder(variant).glob("*.safetensors"):
+            assert (tmp_path / "o" / run_id / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_commands_of_the_page_compose():
+    """No option, group or value in docs/sweeps.md is misspelt."""
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line.split() for line in text.splitlines()]
+    commands = [words[2:] for words in commands if words[:2] == ["python", "scripts/evaluate.py"]]
+    assert len(commands) == 9
+    register()
+    with hydra.initialize_config_dir(CONF, version_base=None):
+        for words in commands:
+            first = [word.split(",")[0] for word in words if word != "-m"]  # of each list
+            config = hydra.compose("evaluate", first, return_hydra_config=True)
+            with open_dict(config):
+                del config.hydra
+            assert OmegaConf.to_object(config).shard in (None, "0/2", "0/4")
