@@ -106,6 +106,8 @@ def test_jobs_that_need_one_reference_draw_it_once(drawn, options, tmp_path, mon
         shutil.copy(drawn.place.results / "runs" / cell.record.name, cell.record)
     thread.join(30)
     assert not thread.is_alive() and calls == []
+    theirs = drawn.place.results / "runs" / cell.record.name
+    assert cell.record.read_bytes() == theirs.read_bytes()  # says four pictures were made, not none
     said = f"waiting for another process that draws bf16 {cell.key.run_id}\n"
     assert capsys.readouterr().err == said
 
