@@ -58,6 +58,7 @@ from scripts.cli import ROOT, from_root, one_sentence, terse
 SIZES = {"full": FULL, "fine": FINE, "toy": TOY}
 PROBE_SEED = 6_000_000  # apart from the published sets' and from the mini's own probe
 PROBE_BATCH = 64
+PLACES = ("out", "folder", "device")  # arguments that do not describe the model
 
 
 class ScoreWith:
@@ -174,7 +175,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps": steps,
         "samples": f"{steps * arguments.groups * GROUP / 1e6:.2f} M",
         **{f"size_{key}": value for key, value in asdict(size).items()},
-        **{key: value for key, value in vars(arguments).items() if key not in ("out", "folder", "device")},
+        **{key: value for key, value in vars(arguments).items() if key not in PLACES},
     }
     write_card(facts, folder)
     record = json.dumps(facts, indent=2, sort_keys=True) + "\n"

@@ -10,7 +10,16 @@ from eval.accuracy import text_accuracy
 from eval.ledger import SCORES, read_table
 from eval.records import Prompt
 from quant.errors import UserError
-from scripts import ablation, bench_convert, compare, describe_mini, fill_readme, ladder, verdicts
+from scripts import (
+    ablation,
+    bench_convert,
+    check_clip_mini,
+    compare,
+    describe_mini,
+    fill_readme,
+    ladder,
+    verdicts,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,6 +80,14 @@ def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
         assert made == (committed.read_text() if measured else made)
 
 
+def test_the_ranking_page_is_what_its_rows_say():
+    rows = pd.read_csv(ROOT / "results" / "mini" / "clip_mini.csv")
+    assert check_clip_mini.render(rows) == (ROOT / "results" / "tables" / "clip_mini.md").read_text(
+        encoding="utf-8"
+    )
+    assert len(rows) == 15 and set(rows["n"]) == {200}
+
+
 def test_the_conversion_page_is_what_its_rows_say():
     rows = pd.read_csv(ROOT / "results" / "convert" / "convert.csv")
     page = (ROOT / "results" / "tables" / "convert.md").read_text()
@@ -81,7 +98,9 @@ def test_the_conversion_page_is_what_its_rows_say():
 def test_every_run_in_the_ledger_has_its_record():
     runs = set(read_table(ROOT / "results" / "scores.csv", SCORES)["run_id"])
     assert runs
-    assert runs == {path.stem for path in (ROOT / "results" / "runs").glob("*.json")}
+    records = {path.stem for path in (ROOT / "results" / "runs").glob("*.json")}
+    assert runs == {name for name in records if not name.endswith(".scorers")}
+    assert {name.removesuffix(".scorers") for name in records} == runs
 
 
 def test_accuracy_counts_texts_not_captions():
