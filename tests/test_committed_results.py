@@ -48,12 +48,20 @@ def test_the_ladder_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
     assert committed in capsys.readouterr().out
 
 
-def test_fused_against_unfused_is_what_the_ledger_says(tmp_path, monkeypatch):
+RAW = "bf16_mini_hard_against_bf16_mini_hard-raw_mini.md"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("fused_int8 int8 --engine dit8", "fused_int8_against_int8_mini.md"),
+        ("bf16 bf16 --backend torch-cpu --other-prompts mini_hard-raw", RAW),
+    ],
+)
+def test_the_comparisons_are_what_the_ledger_says(tmp_path, monkeypatch, words, name):
     (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
-    words = ["fused_int8", "int8", "--engine", "dit8", "--results", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["compare.py", *words])
+    monkeypatch.setattr("sys.argv", ["compare.py", *words.split(), "--results", str(tmp_path)])
     compare.main()
-    name = "fused_int8_against_int8_mini.md"
     committed = (ROOT / "results" / "tables" / name).read_text()
     assert (tmp_path / "tables" / name).read_text() == committed
 
