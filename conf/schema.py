@@ -30,6 +30,7 @@ class ModelConfig:
     reference: str = MISSING  # variant that the others are compared with
     calibration: str = MISSING  # prompt set
     prompts: str = MISSING  # prompt set evaluated by default
+    scorers: list[str] = MISSING  # that scripts/evaluate.py runs by default
     size: int = MISSING  # pixels a side, a multiple of 16
     max_sequence_length: int = MISSING  # text tokens; captions are padded to it
     guidance: float = MISSING

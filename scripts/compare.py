@@ -1,7 +1,9 @@
-"""Compare two variants prompt by prompt, from the rows that the ledger has.
+"""Compare two variants, or two ways to prompt, prompt by prompt, from the ledger's rows.
 
     python scripts/compare.py fused_int8 int8 --engine dit8       # is the fused kernel as good?
     python scripts/evaluate.py -m variant=int8,fused_int8 engine=dit8    # makes the rows
+    python scripts/compare.py bf16 bf16 --backend torch-cpu --other-prompts mini_hard-raw
+    python scripts/evaluate.py -m prompt_style=json,raw hardware=cpu     # makes the rows
 
 Every score is paired by prompt and seed, also those that compare with a reference picture: the
 difference is then of two distances to the same reference. Writes
@@ -15,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -30,40 +33,44 @@ from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
 
 
-def values_of(rows: pd.DataFrame, variant: str, scorer: str) -> dict[SampleKey, float]:
-    """Return value per (prompt id, seed) of one variant's one run.
+def values_of(rows: pd.DataFrame, label: str, scorer: str) -> dict[SampleKey, float]:
+    """Return value per (prompt id, seed) of an arm's one run.
 
     Raises:
         UserError: no rows, or rows of several runs.
     """
-    found = rows[(rows["variant"] == variant) & (rows["scorer"] == scorer)]
+    found = rows[rows["scorer"] == scorer]
     runs = sorted(found["run_id"].unique())
     if len(runs) != 1:
         raise UserError(
-            f"compare: {scorer} of variant {variant} must come from one run, got "
+            f"compare: {scorer} of {label} must come from one run, got "
             f"{', '.join(runs) or 'none'}; run scripts/evaluate.py, or narrow the choice with "
-            "--engine, --dtype or --prompts"
+            "--engine, --dtype, --backend or --prompts"
         )
     return values_by_key(found)
 
 
-def compare(rows: pd.DataFrame, variant: str, other: str) -> str:
-    """Tabulate both variants' means and their paired difference for every score both have.
+def compare(arms: Mapping[str, pd.DataFrame]) -> str:
+    """Tabulate the means of two arms and their paired difference for every score both have.
+
+    Args:
+        arms: label -> rows of the ledger, in the order of the difference.
 
     Raises:
         UserError: no score that both have, or what `values_of` raises.
     """
-    scorers = [set(rows[rows["variant"] == name]["scorer"]) for name in (variant, other)]
+    label, other = arms
+    scorers = [set(rows["scorer"]) for rows in arms.values()]
     shared = sorted(scorers[0] & scorers[1] - set(TIMINGS))
     if not shared:
         raise UserError(
-            f"compare: variants {variant} and {other} must have a score in common, got "
+            f"compare: {label} and {other} must have a score in common, got "
             f"{sorted(scorers[0])} and {sorted(scorers[1])}; run scripts/evaluate.py for both"
         )
-    lines = [["score", "unit", "n", variant, other, f"{variant} - {other} [95 %]"]]
+    lines = [["score", "unit", "n", label, other, f"{label} - {other} [95 %]"]]
     for name in shared:
         scorer = get_scorer(name)
-        mine, theirs = (values_of(rows, v, name) for v in (variant, other))
+        mine, theirs = (values_of(rows, arm, name) for arm, rows in arms.items())
         delta = delta_interval(scorer.bounds, mine, theirs)
         means = (format_interval(mean_interval(values), ".4g") for values in (mine, theirs))
         arrow = "↑" if scorer.higher_is_better else "↓"
@@ -71,6 +78,31 @@ def compare(rows: pd.DataFrame, variant: str, other: str) -> str:
         lines.append([f"{name} {arrow}", scorer.unit, str(delta.n), *means, shown])
     lines.insert(1, ["---"] * len(lines[0]))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def arms_of(arguments: argparse.Namespace, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of the two arms by label: the variant, and the prompts where they differ.
+
+    Raises:
+        UserError: both arms are the same.
+    """
+    for column in ("model", "dtype", "engine", "backend"):
+        if (wanted := getattr(arguments, column)) is not None:
+            rows = rows[rows[column] == wanted]
+    prompts = [arguments.prompts, arguments.other_prompts or arguments.prompts]
+    variants = [arguments.variant, arguments.other]
+    labels = variants
+    if prompts[0] != prompts[1]:
+        labels = [f"{v} {p}" for v, p in zip(variants, prompts, strict=True)]
+    if labels[0] == labels[1]:
+        raise UserError(
+            f"compare: the two must differ, got {labels[0]} twice; name another variant, or "
+            "other prompts with --other-prompts"
+        )
+    return {
+        label: rows[(rows["variant"] == variant) & (rows["prompt_set"] == prompt_set)]
+        for label, variant, prompt_set in zip(labels, variants, prompts, strict=True)
+    }
 
 
 def main() -> None:
@@ -82,28 +114,29 @@ def main() -> None:
         parser.add_argument("other")
         parser.add_argument("--model", default="mini")
         parser.add_argument("--prompts", default="mini_hard")
+        parser.add_argument("--other-prompts", help="of the second variant; default: the same")
         parser.add_argument("--dtype", default="float32")
         parser.add_argument("--engine", default="stock")
+        parser.add_argument("--backend", help="of both variants; default: whichever each has")
         parser.add_argument("--results", default="results")
         arguments = parser.parse_args()
         results = from_root(arguments.results)
-        rows = read_table(results / "scores.csv", SCORES)
-        wanted = {"model": arguments.model, "prompt_set": arguments.prompts}
-        wanted |= {"dtype": arguments.dtype, "engine": arguments.engine}
-        for column, value in wanted.items():
-            rows = rows[rows[column] == value]
-        table = compare(rows, arguments.variant, arguments.other)
-        chosen = rows[rows["variant"].isin([arguments.variant, arguments.other])]
+        arms = arms_of(arguments, read_table(results / "scores.csv", SCORES))
+        table = compare(arms)
         backends = ", ".join(
-            f"{v} {b}"
-            for v, b in sorted(set(zip(chosen["variant"], chosen["backend"], strict=True)))
+            f"{label} {backend}"
+            for label, rows in arms.items()
+            for backend in sorted(rows["backend"].unique())
         )
+        prompts = arguments.prompts
+        if arguments.other_prompts:
+            prompts += f" and {arguments.other_prompts}"
         title = (
-            f"Model {arguments.model}, prompts {arguments.prompts}, {arguments.dtype}, "
+            f"Model {arguments.model}, prompts {prompts}, {arguments.dtype}, "
             f"engine {arguments.engine}, backends: {backends}"
         )
-        name = f"{arguments.variant}_against_{arguments.other}_{arguments.model}.md"
-        page, text = results / "tables" / name, f"{title}\n\n{table}"
+        name = "_against_".join(label.replace(" ", "_") for label in arms)
+        page, text = results / "tables" / f"{name}_{arguments.model}.md", f"{title}\n\n{table}"
         write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
         print(text)
         print(json.dumps({"table": terse(page)}))

@@ -10,7 +10,16 @@ from eval.accuracy import text_accuracy
 from eval.ledger import SCORES, read_table
 from eval.records import Prompt
 from quant.errors import UserError
-from scripts import ablation, bench_convert, compare, describe_mini, fill_readme, ladder, verdicts
+from scripts import (
+    ablation,
+    bench_convert,
+    check_clip_mini,
+    compare,
+    describe_mini,
+    fill_readme,
+    ladder,
+    verdicts,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,12 +48,20 @@ def test_the_ladder_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
     assert committed in capsys.readouterr().out
 
 
-def test_fused_against_unfused_is_what_the_ledger_says(tmp_path, monkeypatch):
+RAW = "bf16_mini_hard_against_bf16_mini_hard-raw_mini.md"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("fused_int8 int8 --engine dit8", "fused_int8_against_int8_mini.md"),
+        ("bf16 bf16 --backend torch-cpu --other-prompts mini_hard-raw", RAW),
+    ],
+)
+def test_the_comparisons_are_what_the_ledger_says(tmp_path, monkeypatch, words, name):
     (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
-    words = ["fused_int8", "int8", "--engine", "dit8", "--results", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["compare.py", *words])
+    monkeypatch.setattr("sys.argv", ["compare.py", *words.split(), "--results", str(tmp_path)])
     compare.main()
-    name = "fused_int8_against_int8_mini.md"
     committed = (ROOT / "results" / "tables" / name).read_text()
     assert (tmp_path / "tables" / name).read_text() == committed
 
@@ -71,6 +88,14 @@ def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
         assert made == (committed.read_text() if measured else made)
 
 
+def test_the_ranking_page_is_what_its_rows_say():
+    rows = pd.read_csv(ROOT / "results" / "mini" / "clip_mini.csv")
+    assert check_clip_mini.render(rows) == (ROOT / "results" / "tables" / "clip_mini.md").read_text(
+        encoding="utf-8"
+    )
+    assert len(rows) == 15 and set(rows["n"]) == {200}
+
+
 def test_the_conversion_page_is_what_its_rows_say():
     rows = pd.read_csv(ROOT / "results" / "convert" / "convert.csv")
     page = (ROOT / "results" / "tables" / "convert.md").read_text()
@@ -81,7 +106,9 @@ def test_the_conversion_page_is_what_its_rows_say():
 def test_every_run_in_the_ledger_has_its_record():
     runs = set(read_table(ROOT / "results" / "scores.csv", SCORES)["run_id"])
     assert runs
-    assert runs == {path.stem for path in (ROOT / "results" / "runs").glob("*.json")}
+    records = {path.stem for path in (ROOT / "results" / "runs").glob("*.json")}
+    assert runs == {name for name in records if not name.endswith(".scorers")}
+    assert {name.removesuffix(".scorers") for name in records} == runs
 
 
 def test_accuracy_counts_texts_not_captions():

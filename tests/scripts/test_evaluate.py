@@ -1,6 +1,7 @@
 """scripts/evaluate.py: what is printed, what is kept, and what a run is named by."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from scripts.evaluation import evaluate, prepare
 
 VARIANTS = ("int8", "bf16", "fused_int8")  # in the order drawn
 ABSOLUTE = {"ocr_exact", "ocr_ned", "ocr_strict", "seconds"}
+ABSOLUTE |= {"clip_mini"} if find_spec("open_clip") else set()  # not measured without extra clip
 RELATIVE = {"psnr", "ssim", "latent_error"}
 RUN_COLUMNS = "run_id model variant recipe engine dtype backend prompt_set".split()
 
