@@ -5,7 +5,8 @@
     python scripts/reproduce.py --run table=5 model=mini hardware=cpu n=8  # first its rows
     python scripts/reproduce.py --run table=1 model=ideogram4 hardware=cuda_24gb plan=true
 
-Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv.
+Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv, and
+from all nine <results>/FINDINGS.md, which says which of the papers' claims hold here.
 Measured and reported figures stand in separate columns; an empty cell says why it is empty and
 which command fills it. With --run it says beforehand how long it takes and how much disk
 (plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
@@ -18,10 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from eval.reproduce.table import tally
+from eval.limits import examine
+from eval.limits_table import answer
+from eval.margins import load_margins
+from eval.reproduce import findings_page
+from eval.reproduce.findings import find
+from eval.reproduce.table import Table, tally
 from eval.reproduce.tables import BUILDERS, build_tables, write_tables
+from quant.atomic import write_atomically
+from scripts import limits
 from scripts.cli import from_root, one_sentence, terse
 
 
@@ -29,11 +38,23 @@ def reproduce(results: Path, number: int | None) -> dict[str, Any]:
     """Write one table or all; returns the document that is printed last."""
     tables = build_tables(results, BUILDERS if number is None else (number,))
     paths = write_tables(tables, results / "tables")
+    if number is None:
+        paths.append(write_findings(results, {table.number: table for table in tables}))
     for table in tables:
         counts = tally([table])
         filled = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         print(f"table {table.number}, {table.title}: {filled}")
-    return {"tables": [terse(path) for path in paths], "cells": tally(tables)}
+    return {"files": [terse(path) for path in paths], "cells": tally(tables)}
+
+
+def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:
+    """Write <results>/FINDINGS.md from all tables and the mini's settings; returns the file."""
+    options = limits.parse([f"results={results / 'limits'}", f"ledger={results}"])
+    settings = answer(examine(limits.read_runs(options), load_margins()))
+    text = findings_page.render(find(tables, results), settings)
+    page = results / "FINDINGS.md"
+    write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
+    return page
 
 
 def main() -> None:

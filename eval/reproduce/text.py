@@ -1,6 +1,7 @@
 """Table 4: texts read exactly and edit distance, per kind of content, JSON against raw captions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval.categories import split_by_category
@@ -40,6 +41,7 @@ SCORERS = ("ocr_exact", "ocr_ned")
 LABELS = {"ocr_exact": "exact", "ocr_ned": "NED"}
 JSON, RAW, CHANGE, UNKNOWN = "JSON", "raw", "JSON − raw", "of version 1"
 ALL = "all"
+CPU = ("torch-cpu", "cpu-reference")
 PAPERS = "Ideogram 4, by the papers"
 REPORTED_AS = {JSON: "json", RAW: "raw", CHANGE: "change", UNKNOWN: "unknown"}
 COLUMNS = (
@@ -60,7 +62,8 @@ NOTES = (
     "distance over the longer length, lower is better. Δ is paired by caption and noise; brackets "
     "are 95 % intervals over captions, by BCa unless another method is named. Raw captions are "
     f"plain sentences that name the same texts, prompt sets with `{RAW_SUFFIX}` in the ledger. "
-    f"Rows {CHANGE} are the paired difference of the two. Kinds of content are those of the prompt "
+    f"Rows {CHANGE} are the paired difference of the two, both of one kind of device: GPUs if raw "
+    "captions were drawn there, otherwise the CPU. Kinds of content are those of the prompt "
     "set; a kind says where to look, a verdict comes from all captions together.",
 )
 
@@ -71,11 +74,9 @@ Runs = Mapping[str, Run]
 def build(results: Path) -> Table:
     """Build the table from the ledger, the prompt sets and the papers' figures."""
     reported = load_reported(results, SLUG)
-    runs = {
-        (place, style): choose_runs(results, place, SCORERS, is_raw=style == RAW)
-        for place in PLACES
-        for style in (JSON, RAW)
-    }
+    runs = {(place, JSON): choose_runs(results, place, SCORERS) for place in PLACES}
+    for place in PLACES:
+        runs[place, CHANGE], runs[place, RAW] = _arms(results, place)
     lines = [
         _line(runs, reported, style, ALL, name, {})
         for style in (JSON, RAW, CHANGE)
@@ -104,6 +105,16 @@ def build(results: Path) -> Table:
     return Table(4, SLUG, title, COLUMNS, tuple(lines), notes, sources)
 
 
+def _arms(results: Path, place: Place) -> tuple[Runs, Runs]:
+    """Return the runs with JSON and with raw captions, both of one kind of device."""
+    for backends in (place.backends, CPU):
+        there = replace(place, backends=backends)
+        json, raw = (choose_runs(results, there, SCORERS, is_raw=raw) for raw in (False, True))
+        if raw:
+            return json, raw
+    return {}, {}
+
+
 def _line(
     runs: Mapping[tuple[Place, str], Runs],
     reported: tuple[Reported, ...],
@@ -118,7 +129,7 @@ def _line(
             if kind != ALL and place is MINI:
                 cells += [empty(f"does not apply: {MINI.prompt_set} is of one kind")] * 2
             elif style == CHANGE:
-                pair = (runs[place, JSON].get(variant), runs[place, RAW].get(variant))
+                pair = (runs[place, CHANGE].get(variant), runs[place, RAW].get(variant))
                 cells += _change(place, name, *pair)
             else:
                 cells += _pair(place, name, runs[place, style], variant, kind, kinds)

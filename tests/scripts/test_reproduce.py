@@ -11,7 +11,7 @@ from scripts.cli import ROOT
 @pytest.fixture
 def results(tmp_path):
     """The committed rows in a folder that may be written."""
-    for name in ("bench", "convert", "paper", "runs", "scores.csv"):
+    for name in ("bench", "convert", "limits", "paper", "runs", "scores.csv"):
         (tmp_path / name).symlink_to(ROOT / "results" / name)
     return tmp_path
 
@@ -28,11 +28,19 @@ def test_one_table_in_three_forms(results, monkeypatch, capsys):
     document = json.loads(lines[-1])
     names = sorted(path.name for path in (results / "tables").iterdir())
     assert names == ["table5_fidelity.csv", "table5_fidelity.md", "table5_fidelity.tex"]
-    assert [name.rsplit("/", 1)[1] for name in sorted(document["tables"])] == names
+    assert [name.rsplit("/", 1)[1] for name in sorted(document["files"])] == names
     assert document["cells"]["measured"] > 0 and document["cells"]["reported"] == 2
     for name in names:
         committed = ROOT / "results" / "tables" / name
         assert (results / "tables" / name).read_bytes() == committed.read_bytes()
+
+
+def test_all_tables_and_the_findings(results, monkeypatch, capsys):
+    run(monkeypatch, "--results", results)
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(document["files"]) == 9 * 3 + 1
+    committed = ROOT / "results" / "FINDINGS.md"
+    assert (results / "FINDINGS.md").read_bytes() == committed.read_bytes()
 
 
 def test_an_unknown_table_is_one_sentence(results, monkeypatch, capsys):
