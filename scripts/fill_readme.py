@@ -3,7 +3,8 @@
     cp results/demo/table.md results/tables/demo.md               # to publish a demo's table
     python scripts/fill_readme.py
 
-A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`.
+A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`. A title
+there becomes bold text: it would stand above the README's own.
 """
 
 import sys
@@ -17,6 +18,7 @@ from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import ROOT, one_sentence
 
+TITLE = re.compile(r"^# (?P<words>.+)$", re.MULTILINE)
 BLOCK = re.compile(r"<!-- table: (?P<path>\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -31,7 +33,7 @@ def fill(text: str) -> str:
         path = ROOT / match["path"]
         if not path.is_file():
             raise UserError(f"README.md names {match['path']}, which does not exist; make it first")
-        table = path.read_text(encoding="utf-8").strip()
+        table = TITLE.sub(r"**\g<words>**", path.read_text(encoding="utf-8").strip())
         return f"<!-- table: {match['path']} -->\n\n{table}\n\n<!-- end -->"
 
     return BLOCK.sub(replace, text)
