@@ -31,14 +31,7 @@ from typing import Any
 
 import torch
 
-from eval.ledger import upsert
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
-from scripts.gemm_grid import EVERYWHERE, Machine, NotMeasured, attempt, measure_linear
-from scripts.gemm_paths import OWN, GemmPath
-from scripts.gemm_peers import PEERS, SGL_LIBRARY
-from scripts.gemm_rows import (
+from eval.gemm_rows import (
     ANCHORS,
     GEMM,
     MODES,
@@ -49,6 +42,13 @@ from scripts.gemm_rows import (
     modes_of,
     summarize,
 )
+from eval.ledger import upsert
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import from_root, one_sentence, terse
+from scripts.gemm_grid import EVERYWHERE, Machine, NotMeasured, attempt, measure_linear
+from scripts.gemm_paths import OWN, GemmPath
+from scripts.gemm_peers import PEERS, SGL_LIBRARY
 from scripts.health import check_health, cuda_bf16_tflops, expected_tflops
 from scripts.run_identity import identify
 from scripts.speed_tables import gemm_table

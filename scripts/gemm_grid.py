@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from eval.gemm_rows import PATHS, modes_of, split_mode
 from quant.errors import UserError
 from scripts.gemm_checks import Checker
 from scripts.gemm_paths import Declined, GemmPath, Operands, draw_operands
 from scripts.gemm_peers import first_line
-from scripts.gemm_rows import PATHS, modes_of, split_mode
 from scripts.timing import Call, Sampler, copies_for, interleave
 
 EVERYWHERE = "everywhere"

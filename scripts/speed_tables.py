@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import geometric_mean
 from typing import Any
 
+from eval.gemm_rows import GEMM, PATHS, PEERS, ROWS_M, SHAPES, STEP_M, Cell, ratios, step_mean
 from eval.ledger import read_table
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
-from scripts.gemm_rows import GEMM, PATHS, PEERS, ROWS_M, SHAPES, STEP_M, Cell, ratios, step_mean
 
 ABSENT = "–"
 FEW_ROWS = tuple(m for m in ROWS_M if m < min(STEP_M))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.gemm_rows import GEMM, SHAPES, STEP_M, ratios, step_mean
 from eval.ledger import read_table
 from eval.reproduce import bench
 from eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
@@ -22,7 +23,6 @@ from eval.reproduce.table import (
     figure,
     keys,
 )
-from scripts.gemm_rows import GEMM, SHAPES, STEP_M, ratios, step_mean
 
 SLUG = "gemm"
 SOURCE = "results/bench/gemm.csv"

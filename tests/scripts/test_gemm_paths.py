@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from eval.gemm_rows import PATHS
 from kernels.int8_gemm import accumulate
 from quant.int8 import quantize_weight
 from quant.linear import Int8Linear
 from scripts.gemm_paths import OWN, Declined, draw_operands, fp8_rows, int_sums
-from scripts.gemm_rows import PATHS
 
 BUILD = {path.name: path.build for path in OWN}
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
+from eval.gemm_rows import PATHS
 from scripts import gemm_peers
 from scripts.gemm_paths import Declined, draw_operands
 from scripts.gemm_peers import PEERS, SGL_LIBRARY, first_line
-from scripts.gemm_rows import PATHS
 
 PEER = {path.name: path for path in PEERS}
 CACHED = (

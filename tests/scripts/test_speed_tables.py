@@ -1,9 +1,9 @@
 import pytest
 
+from eval.gemm_rows import CALLS, GEMM, PATHS, SHAPES, STEP_M, make_row
 from eval.ledger import upsert
 from scripts import speed_tables
 from scripts.cli import ROOT
-from scripts.gemm_rows import CALLS, GEMM, PATHS, SHAPES, STEP_M, make_row
 from scripts.speed_tables import gemm_table, write_table
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.ledger import Layout
-from scripts.timing import percentiles
+from eval.stats import latency_percentiles
 
 # (N, K) of Ideogram 4's linears; ffn_up2 is w1 and w3 as one, the way the engine runs them
 SHAPES = {
@@ -91,12 +91,12 @@ def make_row(
         whatever else the mode does in that time.
     """
     m, n, k = sizes
-    found = percentiles(samples)
+    found = latency_percentiles(samples)
     return {
         **shared,
         **{"path": path, "shape": shape, "m": m, "n": n, "k": k, "mode": mode},
-        **{"p20_ms": found.p20_ms, "p50_ms": found.p50_ms, "p80_ms": found.p80_ms},
-        "tops": 2 * m * n * k / (found.p50_ms * 1e-3) / 1e12,
+        **{name: found[name] for name in ("p20_ms", "p50_ms", "p80_ms")},
+        "tops": 2 * m * n * k / (found["p50_ms"] * 1e-3) / 1e12,
     }
 
 

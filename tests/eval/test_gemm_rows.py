@@ -2,10 +2,7 @@ import math
 
 import pytest
 
-from eval.ledger import read_table, upsert
-from scripts.gemm_paths import OWN
-from scripts.gemm_peers import PEERS
-from scripts.gemm_rows import (
+from eval.gemm_rows import (
     CALLS,
     GEMM,
     MODES,
@@ -18,6 +15,9 @@ from scripts.gemm_rows import (
     step_mean,
     summarize,
 )
+from eval.ledger import read_table, upsert
+from scripts.gemm_paths import OWN
+from scripts.gemm_peers import PEERS
 
 SHARED = {"run_id": "r1", "gpu": "card", "versions": "torch 2", "commit": "abc"}
 
