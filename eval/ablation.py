@@ -135,8 +135,8 @@ def collect(
         if run.run_id != run_id:
             raise UserError(
                 f"ablation: {model} {name} must have the rows of one run with {captions} captions "
-                f"on {backend}, got runs {run.run_id} and {run_id}; remove the older one's rows "
-                "from the ledger"
+                f"on {backend}, got runs {run.run_id} and {run_id}, which differ in what "
+                "results/runs says of them; remove the rows of one from the ledger"
             )
         keys = zip(group["prompt_id"], group["seed"], strict=True)
         run.values[scorer] = {

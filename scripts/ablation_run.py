@@ -27,6 +27,7 @@ from eval.ablation import (
     is_measured,
 )
 from eval.ledger import SCORES, read_table
+from eval.newest import newest_runs
 from models.machine import usable_cores
 from scripts.cli import ROOT, from_root
 from scripts.job_queue import Ended, Process, Running, Task, run_all
@@ -77,8 +78,9 @@ class Progress:
 
 def read_runs(options: Options) -> dict[tuple[str, str], Run]:
     """Find the cells' runs in the ledger."""
+    results = from_root(options.results)
     return collect(
-        read_table(from_root(options.results) / "scores.csv", SCORES),
+        newest_runs(read_table(results / "scores.csv", SCORES), results / "runs"),
         options.models,
         prompt_set=options.prompts,
         backend=options.backend,

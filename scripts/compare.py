@@ -23,6 +23,7 @@ import pandas as pd
 
 from eval.exact_match import delta_interval
 from eval.ledger import SCORES, read_table
+from eval.newest import newest_runs
 from eval.records import SampleKey
 from eval.scorers import get_scorer
 from eval.scoring import TIMINGS
@@ -121,7 +122,8 @@ def main() -> None:
         parser.add_argument("--results", default="results")
         arguments = parser.parse_args()
         results = from_root(arguments.results)
-        arms = arms_of(arguments, read_table(results / "scores.csv", SCORES))
+        rows = newest_runs(read_table(results / "scores.csv", SCORES), results / "runs")
+        arms = arms_of(arguments, rows)
         table = compare(arms)
         backends = ", ".join(
             f"{label} {backend}"

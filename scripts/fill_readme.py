@@ -3,8 +3,8 @@
     cp results/demo/table.md results/tables/demo.md               # to publish a demo's table
     python scripts/fill_readme.py
 
-A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`. A title
-there becomes bold text: it would stand above the README's own.
+A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`. A
+title there becomes bold text: it would stand above the README's own.
 """
 
 import sys

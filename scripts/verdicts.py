@@ -23,6 +23,7 @@ import pandas as pd
 
 from eval.ledger import SCORES, read_table
 from eval.margins import Margin, load_margins
+from eval.newest import newest_runs
 from eval.noise_floor import noise_floor
 from eval.records import SampleKey
 from eval.table import align, format_interval, values_by_key
@@ -111,7 +112,8 @@ def render(
 
 def verdicts(arguments: argparse.Namespace) -> dict:
     """Filter the ledger, judge, write the page."""
-    everything = read_table(from_root(arguments.results) / "scores.csv", SCORES)
+    results = from_root(arguments.results)
+    everything = newest_runs(read_table(results / "scores.csv", SCORES), results / "runs")
     wanted = {"model": arguments.model, "prompt_set": arguments.prompts}
     wanted["engine"] = arguments.engine
     for column, value in wanted.items():
@@ -134,7 +136,7 @@ def verdicts(arguments: argparse.Namespace) -> dict:
     )
     limits = LIMITS.get(arguments.model.split("_")[0], "")
     text = render(title, arguments.reference, found, floors, limits)
-    page = from_root(arguments.results) / "tables" / f"verdicts_{arguments.model}.md"
+    page = results / "tables" / f"verdicts_{arguments.model}.md"
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
     print(text)
     kinds = {name: conclude(name, "", each).kind for name, each in found.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval.ablation import BASE, CELLS, Entry, ablate, collect
 from eval.ablation import Cell as Row
+from eval.newest import newest_runs
 from eval.reproduce.paper import load_reported, reported_cell, sources_note
 from eval.reproduce.runs import MINI, REAL, Run, choose_recipes, read_scores
 from eval.reproduce.table import (
@@ -65,7 +66,7 @@ def build(results: Path) -> Table:
     """Build the table from the ledger and the papers' figures."""
     reported = load_reported(results, SLUG)
     found = collect(
-        read_scores(results),
+        newest_runs(read_scores(results), results / "runs"),
         tuple(MODELS),
         prompt_set=MINI.prompt_set,
         backend=BACKEND,

@@ -112,6 +112,7 @@ def test_jobs_that_need_one_reference_draw_it_once(drawn, options, tmp_path, mon
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_bits_as_one(drawn, options, tmp_path):
     config = compose("evaluate", [*options, "variant=int8", "hardware.devices=2"])
     document, _ = evaluate(config)

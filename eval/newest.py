@@ -1,0 +1,48 @@
+"""Leave out runs that were made again: of runs with one configuration the newest counts.
+
+A run is named after its configuration and its checkpoint's hash. When a checkpoint is written
+again in a newer layout, the same configuration gets another name, and the ledger then has two runs
+where one was meant. `results/runs/<run_id>.json` tells them apart from runs that differ in more
+than the columns of the ledger say, such as steps or guidance: those all stay.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from eval.provenance import canonical_json
+from quant.errors import UserError
+
+
+def newest_runs(rows: pd.DataFrame, records: Path) -> pd.DataFrame:
+    """Drop the rows of every run that a newer one with the same configuration replaces.
+
+    Args:
+        rows: of the ledger.
+        records: folder of <run_id>.json. A run without a record is kept, for nothing says what
+            it was.
+
+    Raises:
+        UserError: a record that is no JSON object with a run's identity, prompts and start.
+    """
+    newest: dict[str, tuple[str, str]] = {}
+    replaced = set()
+    for run_id in sorted(rows["run_id"].unique()):
+        path = records / f"{run_id}.json"
+        if not path.exists():
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            key = {name: value for name, value in record["run"].items() if name != "run_id"}
+            same = canonical_json([key, record["identity"], record["prompts"]])
+            found = (str(record["started"]), run_id)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"ledger: {path} must be the record of a run, got {type(error).__name__}: {error}; "
+                "restore it from version control, or remove the run's rows"
+            ) from error
+        older, newest[same] = sorted([newest.get(same, found), found])
+        if older != newest[same]:
+            replaced.add(older[1])
+    return rows[~rows["run_id"].isin(replaced)]
