@@ -20,8 +20,9 @@ PATTERNS = {
     # before the products: cuDNN's attention kernels have "wgmma" in their names
     "attention": rf"{INDUCTOR}(sdpa|fmha|flash|attention|softmax)",
     "gemm_int8": r"int8_gemm|imma|gemm_s8|s8s8|i8i8|_int_mm",
-    # before the norms: q and k are normalized where they are rotated
-    "rope": r"rope|rotary|catarray|neg_kernel|_(neg|cat)_",
+    # before the norms: q and k are normalized where they are rotated; bytes (1u) are concatenated
+    # when q4_k is decoded, not when something is rotated
+    "rope": r"rope|rotary|catarray(?!.*opaquetype<1u>)|neg_kernel|_(neg|cat)_",
     # before quantize: a norm that rounds its result is a norm
     "norms": r"norm|rsqrt|meanops|residual|pow_tensor",
     "swiglu": r"swiglu|silu",

@@ -43,7 +43,7 @@ NOTES = (
     "Kernel ms of a CFG step from torch.profiler, by the kernels' names. A fused kernel counts "
     "whole; eager kernels that are named only for an addition, a product or a copy are other, and "
     "so is the decoding of weights for a product in bf16 (fp8, nf4, q8_0, q4_k, int8); but "
-    "concatenations count as rotary, also those of q4_k's decoding. Step: of "
+    "of q4_k's decoding the concatenations count as rotary in the run shown. Step: of "
     "unprofiled images. Waiting: the step less its kernels, below zero by the spread of the two.",
     "The bound is Amdahl's, 1 / (1 - share of the linears). `compiled` is stock diffusers without "
     "padding and mask, blocks under torch.compile. Against stock: of the same run.",

@@ -29,6 +29,7 @@ NAMES = {
     "qk_norm_rope_kernel": "rope",
     "triton_poi_fused__scaled_dot_product_flash_attention_add_cat_mul_neg_2": "rope",
     "void at::native::CatArrayBatchedCopy_alignedK_contig<OpaqueType<2u>>": "rope",
+    "void at::native::CatArrayBatchedCopy_vectorized<OpaqueType<1u>, unsigned int, 2>": "other",
     "quant_rows_kernel": "quantize",
     "void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<BFloat16>>": "other",
     "Memcpy DtoD (Device -> Device)": "other",
