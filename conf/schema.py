@@ -89,7 +89,9 @@ class HardwareConfig:
     # text encoder, branches and VAE visit the device when they are needed; engine=stock, which
     # draws with all of them there, is refused
     staged: bool = False
-    devices: int = 1  # processes that draw in scripts/evaluate.py, one a GPU, prompts split
+    # processes that draw in scripts/evaluate.py, one a GPU, prompts split; each loads the model, so
+    # main memory for as many copies of the weights. Other scripts refuse more than one.
+    devices: int = 1
 
 
 @dataclass

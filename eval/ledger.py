@@ -144,31 +144,42 @@ def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Pat
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the exclusive lock of a file: another file beside it, since itself is replaced.
+def locked(
+    path: Path, waiting: Callable[[], None] = lambda: None, *, shared: bool = False
+) -> Iterator[None]:
+    """Hold the lock of a file: another file beside it, since itself is replaced.
 
     Args:
         path: what is locked; it need not exist.
         waiting: called once if another process holds the lock, before waiting for it.
+        shared: others may hold it, too, as long as nobody holds it alone.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written, or its file system has no locks.
     """
     name = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = name.open("w")
+        lock = name.open("a+")  # NFS: reading for a shared lock, writing for the other
     except OSError as error:
         raise UserError(
-            f"ledger: cannot lock {path} ({error.strerror}), expected a writable folder;"
-            " choose another results folder"
+            f"locked: cannot lock {path} ({error.strerror}), expected a writable folder;"
+            " choose a folder that you may write to"
         ) from error
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(lock, kind)
+        except OSError as error:
+            raise UserError(
+                f"locked: cannot lock {path} ({error.strerror}), expected a file system with"
+                " flock; mount it with locks (Lustre: option flock; NFS: without nolock), or"
+                " choose a folder on another disk"
+            ) from error
         yield
 
 

@@ -49,8 +49,8 @@ def render(entries: Sequence[Entry], title: str) -> str:
 
 
 def answer(entries: Sequence[Entry]) -> list[str]:
-    """Say of every variant where its verdict differs, and which changes are real."""
-    sentences = [_verdicts([e for e in entries if e.variant == name]) for name in VARIANTS]
+    """Say which changes are real, and of every variant where it has which verdict."""
+    sentences = []
     measured = [e for e in entries if e.exact_change is not None]
     real = [e for e in measured if not _holds_zero(e.exact_change)]
     if measured:
@@ -59,7 +59,8 @@ def answer(entries: Sequence[Entry]) -> list[str]:
             for e in real
         )
         sentences.append(
-            f"Changes of Δ against the default that leave out zero: {len(real)} of {len(measured)}"
+            "Changes of the difference in texts read exactly, against the default, that leave out "
+            f"zero: {len(real)} of {len(measured)}"
             + (f", {listed}." if real else "; no setting is seen to matter to the texts.")
         )
     errors = [e for e in entries if e.error_change is not None]
@@ -76,6 +77,7 @@ def answer(entries: Sequence[Entry]) -> list[str]:
                     parts.append(f"{name} {word} at {', '.join(where)}")
         told = "; ".join(parts) if parts else "no variant differently from the default"
         sentences.append(f"The latents are moved: {told}.")
+    sentences += [_verdicts([e for e in entries if e.variant == name]) for name in VARIANTS]
     absent = [e for e in entries if e.verdict is None or not e.distances]
     if absent:
         names = ", ".join(f"{e.variant} at {e.setting.name}" for e in absent)
@@ -97,7 +99,7 @@ def _verdicts(entries: Sequence[Entry]) -> str:
         (kind,) = where
         return f"{name}: {kind} at {seen} of {len(SETTINGS)} settings, the same at all measured."
     parts = [f"{kind} at {', '.join(names)}" for kind, names in where.items()]
-    return f"{name}: the verdict differs: {'; '.join(parts)}."
+    return f"{name}: {'; '.join(parts)}."
 
 
 def _holds_zero(interval: Interval) -> bool:

@@ -3,7 +3,8 @@
 A run is named after its configuration and its checkpoint's hash. When a checkpoint is written
 again in a newer layout, the same configuration gets another name, and the ledger then has two runs
 where one was meant. `results/runs/<run_id>.json` tells them apart from runs that differ in more
-than the columns of the ledger say, such as steps or guidance: those all stay.
+than the columns of the ledger say, such as steps, guidance, a LoRA or the calibration: those all
+stay.
 """
 
 import json
@@ -13,6 +14,11 @@ import pandas as pd
 
 from eval.provenance import canonical_json
 from quant.errors import UserError
+
+# What decides a checkpoint beside the model, its format and the recipe: only its hash is in a
+# run's name, and a hash does not tell a newer layout from other weights. Here with the values of
+# records that are older than the key.
+CHECKPOINT = {"lora": None, "lora_scale": 1.0, "calibration": None}
 
 
 def newest_runs(rows: pd.DataFrame, records: Path) -> pd.DataFrame:
@@ -24,7 +30,8 @@ def newest_runs(rows: pd.DataFrame, records: Path) -> pd.DataFrame:
             it was.
 
     Raises:
-        UserError: a record that is no JSON object with a run's identity, prompts and start.
+        UserError: a record that is no JSON object with a run's identity, prompts, configuration and
+            start.
     """
     newest: dict[str, tuple[str, str]] = {}
     replaced = set()
@@ -35,7 +42,8 @@ def newest_runs(rows: pd.DataFrame, records: Path) -> pd.DataFrame:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             key = {name: value for name, value in record["run"].items() if name != "run_id"}
-            same = canonical_json([key, record["identity"], record["prompts"]])
+            weights = {n: record["config"].get(n, old) for n, old in CHECKPOINT.items()}
+            same = canonical_json([key, record["identity"], record["prompts"], weights])
             found = (str(record["started"]), run_id)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(

@@ -72,8 +72,7 @@ def score_run(
         what became of each scorer, relative ones of a reference aside, in the order given.
 
     Raises:
-        UserError: an unknown scorer or setting, a missing partner, a row that differs, a ledger
-            that cannot be written.
+        UserError: an unknown scorer or setting, a missing partner, a ledger that cannot be read.
     """
     wanted = configure_all(scorers, settings)
     if reference is None:
@@ -117,6 +116,9 @@ def _score_one(
             entry = describe_scorer(scorer) | {"identity": scorer.identity()}
             if hasattr(scorer, "text_record"):
                 entry["text"] = scorer.text_record(samples)
+            new = score_rows(run.key, samples, name, values)
+            upsert(ledger, SCORES, new, overwrite=overwrite or timing)
+            entry["pictures"] = len(samples)
             outcome = Outcome(name, MEASURED)
     except UserError as error:
         outcome = Outcome(name, FAILED, str(error))
@@ -125,10 +127,6 @@ def _score_one(
         outcome = Outcome(name, FAILED, f"{name}: {type(error).__name__}: {error}")
     if outcome.status != MEASURED:
         entry = describe_scorer(scorer) | {"reason": outcome.reason}
-    else:
-        new = score_rows(run.key, samples, name, values)
-        upsert(ledger, SCORES, new, overwrite=overwrite or timing)
-        entry["pictures"] = len(samples)
     write_entry(folder, run_id, name, entry | {"status": outcome.status})
     return outcome
 

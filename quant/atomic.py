@@ -1,7 +1,10 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
 import errno
+import hashlib
 import os
+import platform
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +43,7 @@ def whole_file(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
         UserError: the folder cannot be made or written, or the disk is too full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     with writing(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         if needed_bytes > _free_bytes(path):
@@ -75,6 +78,12 @@ def writing(path: str | Path, needed_bytes: int = 0) -> Iterator[None]:
             reason += f" ({needed}{_free_bytes(path)} are free)"
             remedy = "make room or choose a folder on another disk"
         raise UserError(f"write_atomically: cannot write {path}: {reason}; {remedy}") from error
+
+
+def _writer() -> str:
+    """Name this writer: two machines that share a disk may have processes of one number."""
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _free_bytes(path: Path) -> int:

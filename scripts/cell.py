@@ -1,9 +1,10 @@
 """One cell of an evaluation: everything its run depends on, and the name that follows from it."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from conf.schema import EvaluateConfig
+from conf.schema import EvaluateConfig, RecipeConfig
 from eval.prompt_style import styled
 from eval.prompts import first_prompts, load_prompts
 from eval.provenance import run_id
@@ -17,7 +18,7 @@ from models.variants import Variant
 from quant.errors import UserError
 from quant.formats.table import get_format
 from quant.keys import content_key, files_sha256
-from scripts.cli import from_root, variant_config
+from scripts.cli import from_root, recipe_config, variant_config
 from scripts.conversion import checkpoint_sha256, find_checkpoint
 from scripts.devices import check_devices
 from scripts.sharding import Shard, parse_shard
@@ -108,7 +109,7 @@ def prepare(config: EvaluateConfig) -> Cell:
         run_id=name,
         model=config.model.name,
         variant=variant.name,
-        recipe=config.recipe.name if variant.has_recipe else "none",
+        recipe=recipe_label(config.recipe) if variant.has_recipe else "none",
         engine=config.engine,
         dtype=config.dtype,
         backend=backend,
@@ -127,6 +128,24 @@ def prepare(config: EvaluateConfig) -> Cell:
         key,
         shard,
     )
+
+
+def recipe_label(recipe: RecipeConfig) -> str:
+    """Name a recipe in the ledger, such as smoothquant or smoothquant+alpha=0.3.
+
+    The name of a file of conf/recipe stands for what is in it, so fields that the command line
+    changed follow it, in the order of the alphabet. A name without a file is the user's own.
+    """
+    known = recipe_config(recipe.name)
+    if known is None:
+        return recipe.name
+    own, plain = asdict(recipe), asdict(known)
+    changed = [
+        f"{field}={json.dumps(own[field], separators=(',', ':'))}"
+        for field in sorted(own)
+        if own[field] != plain[field]
+    ]
+    return "+".join([recipe.name, *changed])
 
 
 def settings_of(config: EvaluateConfig) -> Settings:

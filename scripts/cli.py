@@ -16,12 +16,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
-from conf.schema import VariantConfig, register
+from conf.schema import RecipeConfig, VariantConfig, register
+from quant.atomic import writing
 from quant.errors import UserError
-from scripts.sweep import CellRecord, Narrator, Sweep, plan_sweep, summary_document
+from scripts.sweep import (
+    CellRecord,
+    Narrator,
+    Sweep,
+    jobs_that_all_end,
+    plan_sweep,
+    summary_document,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
+USE_DEVICES = ("evaluate",)  # scripts that use hardware.devices
 
 
 def hydra_main(
@@ -48,7 +57,7 @@ def hydra_main(
             # Hydra prints composition errors itself, in several lines, unless told to raise them.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             with one_sentence(name):
-                sweep = plan_sweep(name, sys.argv[1:], CONF)
+                sweep = plan_sweep(name, sys.argv[1:], ROOT)
                 complete = run_once(name, main) if sweep is None else run_all(sweep, main, finish)
             if not complete:
                 sys.exit(1)
@@ -64,7 +73,7 @@ def run_once(name: str, main: Callable[[Any], dict | bool | None]) -> bool:
 
     def typed(config: DictConfig) -> None:
         with one_sentence(name):  # here too: Hydra adds a line to what leaves a job
-            outcomes.append(main(OmegaConf.to_object(config)))
+            outcomes.append(main(to_object(config, name)))
 
     hydra.main(version_base=None, config_path=CONF, config_name=name)(typed)()
     return not any(
@@ -83,27 +92,29 @@ def run_all(
 
     def typed(config: DictConfig) -> None:
         register()  # in a process of a launcher nobody has
-        sweep.run_cell(HydraConfig.get().job.num, OmegaConf.to_object(config), main, mistake)
+        number = HydraConfig.get().job.num
+        sweep.run_cell(number, lambda: to_object(config, sweep.script), main, mistake)
         if narrator is not None:
             narrator.say()
 
     before = os.environ.get("PYTHONPATH")
     # A launcher's processes find this repository wherever the command was typed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before)))
-    sweep.folder.mkdir(parents=True)
     lost = ""
     try:
-        with narrator or Narrator(sweep):
+        with writing(sweep.folder):
+            sweep.folder.mkdir(parents=True)
+        with narrator or Narrator(sweep), jobs_that_all_end():
             hydra.main(version_base=None, config_path=CONF, config_name=sweep.script)(typed)()
     except KeyboardInterrupt as stop:
         if not sweep.is_here:
             raise KeyboardInterrupt("jobs that were handed over go on") from stop
-        shutil.rmtree(sweep.folder)
+        shutil.rmtree(sweep.folder, ignore_errors=True)
         raise
     except Exception as error:
         # Cells keep what they raise to themselves, so this is the launcher's or the composition's.
         if sweep.is_here or mistake(error) is not None:
-            shutil.rmtree(sweep.folder)
+            shutil.rmtree(sweep.folder, ignore_errors=True)
             raise
         lost = " ".join(f"{type(error).__name__}: {error}".split())
     finally:
@@ -111,15 +122,20 @@ def run_all(
         os.environ |= {} if before is None else {"PYTHONPATH": before}
     records = sweep.close()
     document = summary_document(records)
-    if finish is not None:
-        told = finish(records)
-        document = document | told | {"failed": document["failed"] | told.get("failed", {})}
     if lost:
         print(f"{sweep.script}: the launcher lost a cell ({lost})", file=sys.stderr)
-    for label, why in document["failed"].items():
-        print(f"{sweep.script}: {label}: {why}", file=sys.stderr)
+    _say_failures(sweep.script, document["failed"])  # now: what follows may take long, or fail
+    if finish is not None:
+        told = finish(records)
+        _say_failures(sweep.script, told.get("failed", {}))
+        document = document | told | {"failed": document["failed"] | told.get("failed", {})}
     print(json.dumps(document))
     return not document["failed"]
+
+
+def _say_failures(script: str, failed: Mapping[str, str]) -> None:
+    for label, why in failed.items():
+        print(f"{script}: {label}: {why}", file=sys.stderr)
 
 
 def compose(name: str, overrides: list[str]) -> Any:
@@ -129,6 +145,22 @@ def compose(name: str, overrides: list[str]) -> Any:
         return OmegaConf.to_object(hydra.compose(name, overrides))
 
 
+def to_object(config: DictConfig, script: str) -> Any:
+    """Turn a composed configuration into its dataclass.
+
+    Raises:
+        UserError: several devices for a script that would leave all but one idle.
+    """
+    found = OmegaConf.to_object(config)
+    devices = getattr(getattr(found, "hardware", None), "devices", 1)
+    if devices != 1 and script not in USE_DEVICES:
+        raise UserError(
+            f"hardware.devices must be 1 for {script}, got {devices}; only scripts/evaluate.py "
+            "draws with several"
+        )
+    return found
+
+
 def variant_config(name: str) -> VariantConfig:
     """Read one file of conf/variant, also while Hydra is running."""
     path = Path(CONF) / "variant" / f"{name}.yaml"
@@ -136,6 +168,15 @@ def variant_config(name: str) -> VariantConfig:
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise UserError(f"variant must be one of {known}, got {name!r}; correct the name")
     return VariantConfig(**OmegaConf.load(path))
+
+
+def recipe_config(name: str) -> RecipeConfig | None:
+    """Read one file of conf/recipe, also while Hydra is running; None: there is none."""
+    path = Path(CONF) / "recipe" / f"{name}.yaml"
+    if not path.exists():
+        return None
+    merged = OmegaConf.merge(OmegaConf.structured(RecipeConfig), OmegaConf.load(path))
+    return OmegaConf.to_object(merged)
 
 
 class one_sentence:  # noqa: N801 (used like a function)

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,10 +96,25 @@ def quantize_model(config: ConvertConfig, model: Model, target: Format) -> Quant
     """Make the checkpoint of a format and recipe, calibrating first if needed; keep an old one."""
     start = time.monotonic()
     folder = checkpoint_path(config, model, target)
+
+    def waiting() -> None:
+        print(
+            f"waiting for another process that makes a checkpoint of {config.model.name}",
+            file=sys.stderr,
+        )
+
+    # One at a time, since those of a model share its calibration; who waited finds it finished.
+    with nullcontext() if folder.exists() else locked(folder.parent / "building", waiting):
+        if not folder.exists():
+            return _convert(config, model, target, folder, start)
+    found = read_header(_finished_checkpoint(folder, target), BRANCHES)
+    return _quantized(folder, target, found.resolved, model_architecture(model), (), start)
+
+
+def _convert(
+    config: ConvertConfig, model: Model, target: Format, folder: Path, start: float
+) -> Quantized:
     described = model_architecture(model)
-    if folder.exists():
-        found = read_header(_finished_checkpoint(folder, target), BRANCHES)
-        return _quantized(folder, target, found.resolved, described, (), start)
     stats = None
     if target.has_recipe and make_recipe(config).needs_stats:
         _, stats = calibrate_model(config, model)
@@ -171,11 +187,8 @@ def find_checkpoint(config: ConvertConfig, model: Model, target: Format) -> Path
             f"checkpoint {terse(folder)} is missing; make it with python scripts/quantize.py "
             f"model={config.model.name} format={target.name}{recipe}"
         )
-    # One at a time, since those of a model share its calibration; who waited finds it finished.
-    with locked(folder.parent / "building"):
-        if not folder.exists():
-            print(f"checkpoint {terse(folder)} is missing, building it", file=sys.stderr)
-        return quantize_model(config, model, target).path
+    print(f"checkpoint {terse(folder)} is missing, building it", file=sys.stderr)
+    return quantize_model(config, model, target).path
 
 
 def checkpoint_sha256(path: Path | None) -> str | None:

@@ -2,7 +2,8 @@
 
 Each process draws a shard of the run (scripts/sharding.py) into the same folder. A process that
 dies loses the batch it was at; the others finish theirs, and the same command draws what is
-missing.
+missing. One that cannot draw sends its sentence through a pipe before it ends. Each holds a
+pipeline of its own in main memory while it loads.
 """
 
 import multiprocessing
@@ -11,7 +12,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 
 import torch
 from tqdm import tqdm
@@ -21,6 +24,8 @@ from quant.errors import UserError
 from scripts.sharding import Shard
 
 LOOK_SECONDS = 0.2
+MISTAKE, BUG = "mistake", "bug"
+MOST_LETTERS = 4000  # a pipe holds 64 KiB, and nobody reads it before the process has ended
 STOP_SECONDS = 30  # a process that is told to stop cleans up in less
 
 
@@ -55,17 +60,21 @@ def draw_on_devices(
         progress: called now and then while they draw.
 
     Raises:
-        UserError: names every process that did not end well, once the others have.
+        UserError: names every process that did not end well, with what it said, once the others
+            have ended.
+        RuntimeError: the same, where one of them met a bug, whose traceback it has printed.
     """
     # spawn: a process forked from one that has used CUDA or threads cannot use them itself
     context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in shards]
     processes = [
-        context.Process(target=_work, args=(work, shard, index, len(shards), device.type))
-        for index, shard in enumerate(shards)
+        context.Process(target=_work, args=(work, shard, index, len(shards), device.type, end))
+        for index, (shard, (_, end)) in enumerate(zip(shards, pipes, strict=True))
     ]
     try:
-        for process in processes:
+        for process, (_, end) in zip(processes, pipes, strict=True):
             process.start()
+            end.close()  # the process has its own, and its death shows as the end of the pipe
         while any(process.is_alive() for process in processes):
             time.sleep(LOOK_SECONDS)
             progress()
@@ -79,15 +88,20 @@ def draw_on_devices(
             process.join()
     progress()
     bad = [
-        f"{index} ({device.type} {index}, shard {shard}, {_how(process.exitcode)})"
-        for index, (process, shard) in enumerate(zip(processes, shards, strict=True))
+        (f"{index} ({device.type} {index}, shard {shard}, {_how(process.exitcode)})", _said(pipe))
+        for index, (process, shard, (pipe, _)) in enumerate(
+            zip(processes, shards, pipes, strict=True)
+        )
         if process.exitcode != 0
     ]
     if bad:
-        raise UserError(
-            f"worker {' and worker '.join(bad)} of {len(shards)} did not finish its pictures; "
-            "those of the others are kept, the same command draws the rest"
-        )
+        names = " and worker ".join(name for name, _ in bad)
+        told = [said for _, said in bad if said is not None]
+        # Several processes make the same mistake. Only who was killed may do better next time.
+        why = "; ".join(dict.fromkeys(sentence for _, sentence in told))
+        rest = why or "those of the others are kept, the same command draws the rest"
+        sentence = f"worker {names} of {len(shards)} did not finish its pictures; {rest}"
+        raise (RuntimeError if any(kind == BUG for kind, _ in told) else UserError)(sentence)
 
 
 def leave_with_parent() -> None:
@@ -98,9 +112,14 @@ def leave_with_parent() -> None:
 
 
 def _work(
-    work: Callable[[Shard], None], shard: Shard, index: int, workers: int, device: str
+    work: Callable[[Shard], None],
+    shard: Shard,
+    index: int,
+    workers: int,
+    device: str,
+    pipe: Connection,
 ) -> None:
-    """Run in the new process: choose the device, draw, and end with a sentence, not a traceback."""
+    """Run in the new process: choose the device, draw, and say what went wrong through the pipe."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     if device == "cuda":
@@ -110,10 +129,26 @@ def _work(
     try:
         work(shard)
     except UserError as error:
-        print(f"worker {index}: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(pipe, MISTAKE, str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        traceback.print_exc()
+        _tell(pipe, BUG, f"{type(error).__name__}: {error}")
+        sys.exit(1)
+
+
+def _tell(pipe: Connection, kind: str, text: str) -> None:
+    pipe.send((kind, " ".join(text.split())[:MOST_LETTERS]))
+
+
+def _said(pipe: Connection) -> tuple[str, str] | None:
+    """Return what a process that has ended said: MISTAKE or BUG and a sentence; None: nothing."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except EOFError:
+        return None
 
 
 def _how(code: int | None) -> str:

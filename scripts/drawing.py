@@ -1,18 +1,18 @@
 """Draw the pictures of a cell: alone, with several devices, or one shard of them.
 
-Whoever draws a run, or a shard of it, holds a lock in the run's folder, so that the jobs of a
-sweep that all need the reference wait for the first instead of drawing it again. Several parts
+Whoever draws a run holds a lock in the run's folder, so that the jobs of a sweep that all need the
+reference wait for the first instead of drawing it again. Shards hold that lock together, and each
+its own: who draws the whole waits for them, and they for it, but not for each other. Several parts
 leave their durations in the folder; whoever finds all pictures there merges them into the ledger.
 """
 
 import functools
-import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -22,17 +22,17 @@ from eval.provenance import describe
 from eval.runs import write_run_record
 from eval.stats import latency_percentiles
 from models.companions import Companions
-from models.generate import Timing, generate
+from models.generate import generate
 from models.ideogram4 import BRANCHES
 from models.pipeline import resolve_device
 from models.sampling import open_engine
 from models.variants import build_variant
-from quant.atomic import write_atomically
 from quant.stored import checkpoint_files
 from scripts.cell import Cell
 from scripts.cli import ROOT, from_root
 from scripts.conversion import checkpoint_sha256
 from scripts.devices import draw_on_devices, leave_with_parent
+from scripts.parts import Part, leave, merge
 from scripts.sharding import WHOLE, Shard
 
 _COMPANIONS = Companions()  # of this process
@@ -46,10 +46,9 @@ def draw(cell: Cell, reference: str | None) -> None:
     with _alone(cell, WHOLE):
         if _is_drawn(cell):  # by the process that was waited for
             return
-        started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        own = _draw_missing(cell, WHOLE) if cell.missing(WHOLE) else Timing((), ())
-        timing, parts = _merge(own, cell.folder)
-        _keep(cell, timing, started, time.monotonic() - start)
+        own = _draw_missing(cell, WHOLE) if cell.missing(WHOLE) else Part()
+        whole, parts = merge(own, cell.folder)
+        _keep(cell, whole)
         for part in parts:
             part.unlink()
 
@@ -59,7 +58,9 @@ def draw_shard(cell: Cell, reference: str | None) -> None:
     write_run_record(cell.folder, cell.key, cell.prompts, reference)
     with _alone(cell, cell.shard):
         if cell.missing(cell.shard):
-            _leave(_draw_missing(cell, cell.shard), cell.shard, cell.folder)
+            drawn = _draw_missing(cell, cell.shard)
+            if drawn != Part():  # several devices leave a part each
+                leave(drawn, cell.shard, cell.folder)
 
 
 def branch_bytes(cell: Cell) -> int | None:
@@ -78,20 +79,27 @@ def _is_drawn(cell: Cell) -> bool:
     return not cell.missing(WHOLE) and cell.record.exists()
 
 
-def _alone(cell: Cell, shard: Shard):
+@contextmanager
+def _alone(cell: Cell, shard: Shard) -> Iterator[None]:
     """Hold the lock of a run or of one shard of it, waiting for who has it."""
-    name = "drawing" if shard.is_whole else f"drawing-{shard.index}-of-{shard.count}"
-    return locked(
-        cell.folder / name,
-        lambda: print(
+
+    def waiting() -> None:
+        print(
             f"waiting for another process that draws {cell.key.variant} {cell.key.run_id}",
             file=sys.stderr,
-        ),
-    )
+        )
+
+    with locked(cell.folder / "drawing", waiting, shared=not shard.is_whole):
+        if shard.is_whole:
+            yield
+            return
+        with locked(cell.folder / f"drawing-{shard.index}-of-{shard.count}", waiting):
+            yield
 
 
-def _keep(cell: Cell, timing: Timing, started: str, seconds: float) -> None:
-    key, results = cell.key, from_root(cell.config.results)
+def _keep(cell: Cell, drawn: Part) -> None:
+    """Write latency and record of a run whose pictures are all there."""
+    key, results, timing = cell.key, from_root(cell.config.results), drawn.timing
     stages = {"image": timing.image_ms, "step": timing.step_ms}
     latency = [
         asdict(key) | {"stage": stage} | latency_percentiles(durations)
@@ -107,16 +115,22 @@ def _keep(cell: Cell, timing: Timing, started: str, seconds: float) -> None:
         "model_sha256": cell.model.sha256,
         "prompts": [[p.id, p.seed] for p in cell.prompts],
         "seeds": "noise: sha256('<prompt id>/<seed>'), see models/generate.py",
-        "started": started,
-        "seconds": round(seconds, 3),
+        "started": drawn.started or _now(),
+        "seconds": round(drawn.seconds, 3),  # of all processes together
         "pictures_made": len(timing.image_ms),
         "branch_bytes": branch_bytes(cell),
         **describe(ROOT),
     }
+    if drawn.gpus:  # of those who drew, perhaps on other machines; several kinds: all of them
+        record["hardware"] = record["hardware"] | {"gpu": ", ".join(drawn.gpus)}
     write_run(results / "runs", key.run_id, record)
 
 
-def _draw_missing(cell: Cell, shard: Shard) -> Timing:
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _draw_missing(cell: Cell, shard: Shard) -> Part:
     """Draw a shard here, or split it between devices; returns what was not left in the folder."""
     total = len(shard.of(cell.prompts, cell.batch))
     label = f"{cell.key.variant} {cell.key.run_id}"
@@ -126,20 +140,21 @@ def _draw_missing(cell: Cell, shard: Shard) -> Timing:
             return _generate(cell, shard, bar.update)
         draw_on_devices(
             functools.partial(_work, cell),
-            shard.split(devices),
+            [part for part in shard.split(devices) if part.of(cell.prompts, cell.batch)],
             resolve_device(cell.config.hardware.device),
             lambda: bar.update(total - cell.missing(shard) - bar.n),
         )
-    return Timing((), ())
+    return Part()
 
 
 def _work(cell: Cell, shard: Shard) -> None:
     """Draw a shard in a process of its own."""
     if cell.missing(shard):
-        _leave(_generate(cell, shard, lambda _: leave_with_parent()), shard, cell.folder)
+        leave(_generate(cell, shard, lambda _: leave_with_parent()), shard, cell.folder)
 
 
-def _generate(cell: Cell, shard: Shard, progress: Callable[[int], object]) -> Timing:
+def _generate(cell: Cell, shard: Shard, progress: Callable[[int], object]) -> Part:
+    started, start = _now(), time.monotonic()
     config, device = cell.config, resolve_device(cell.config.hardware.device)
     staged = config.hardware.staged
     files = cell.identity["model"]["files_sha256"]
@@ -167,27 +182,5 @@ def _generate(cell: Cell, shard: Shard, progress: Callable[[int], object]) -> Ti
         engine=open_engine(config.engine, pipeline, device, staged=staged),
         spared=_COMPANIONS.spared,
     )
-    return timing
-
-
-def _leave(timing: Timing, shard: Shard, folder: Path) -> None:
-    """Keep a part's durations, with those of the same part before it was stopped, in the folder."""
-    path = folder / f".timing-{shard.index}-of-{shard.count}.json"
-    whole = _join(timing, path)
-    text = json.dumps(asdict(whole))
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _merge(timing: Timing, folder: Path) -> tuple[Timing, list[Path]]:
-    """Add what the parts of a run left in its folder; returns their files, too."""
-    parts = sorted(folder.glob(".timing-*-of-*.json"))
-    return functools.reduce(_join, parts, timing), parts
-
-
-def _join(timing: Timing, path: Path) -> Timing:
-    if not path.exists():
-        return timing
-    known = json.loads(path.read_text(encoding="utf-8"))
-    return Timing(
-        timing.image_ms + tuple(known["image_ms"]), timing.step_ms + tuple(known["step_ms"])
-    )
+    gpus = (torch.cuda.get_device_name(device),) if device.type == "cuda" else ()
+    return Part(timing, started, time.monotonic() - start, gpus)

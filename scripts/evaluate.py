@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
 import shlex
+import traceback
 from collections.abc import Sequence
 
 from conf.schema import EvaluateConfig
@@ -61,6 +62,10 @@ def finish(records: Sequence[CellRecord]) -> dict:
             reports[place] = report_all(*place, config["readers"])
         except UserError as error:
             failed[f"report of {document['reference']}"] = str(error)
+        except Exception as error:  # the other pages and the sweep's document are made all the same
+            traceback.print_exc()
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            failed[f"report of {document['reference']}"] = why
     if reports:
         told["reports"] = list(reports.values())
     shards = [document for _, document in documents if "shard" in document]

@@ -4,9 +4,9 @@ import sys
 
 from conf.schema import EvaluateConfig
 from eval.categories import categories_of, render_categories, summarize_categories
-from eval.ledger import SCORES, upsert
-from eval.runs import pack_run, read_run
-from eval.scoring import measured_everywhere, outcome_document, rows_of, score_run
+from eval.ledger import SCORES, locked, upsert
+from eval.runs import Run, pack_run, read_run
+from eval.scoring import Outcome, measured_everywhere, outcome_document, rows_of, score_run
 from eval.table import render_markdown, score_document, summarize
 from scripts.cell import Cell, prepare, reference_of, settings_of
 from scripts.cli import from_root, say_what_is_lacking, terse
@@ -26,19 +26,19 @@ def evaluate(config: EvaluateConfig) -> tuple[dict, str]:
         return _draw_shard(cell), ""
     reference = reference_of(cell)
     ledger = from_root(config.results) / "scores.csv"
-    settings = settings_of(config)
     upsert(ledger, SCORES, [])  # a ledger that cannot be kept is found before the first picture
     is_reference = reference.key.run_id == cell.key.run_id
     if not is_reference and reference.missing(WHOLE):
         print(f"reference {reference.variant.name} comes first", file=sys.stderr)
+    lacking = reference.missing(WHOLE) + (0 if is_reference else cell.missing(WHOLE))
     draw(reference, None)
     reference_run = read_run(reference.folder)
-    outcomes = [score_run(reference_run, None, config.scorers, ledger, settings)]
+    outcomes = [_score(reference, reference_run, None)]
     if not is_reference:
         draw(cell, reference.key.run_id)
         run = read_run(cell.folder)
-        outcomes.append(score_run(run, reference_run, config.scorers, ledger, settings))
-    document = _document(cell) | {"reference": terse(reference.folder)}
+        outcomes.append(_score(cell, run, reference_run))
+    document = _document(cell) | {"drawn": lacking, "reference": terse(reference.folder)}
     if config.archive:
         document["archive"] = terse(pack_run(cell.folder))
     document |= outcome_document(*outcomes)
@@ -55,10 +55,23 @@ def evaluate(config: EvaluateConfig) -> tuple[dict, str]:
     return document, "\n".join(filter(None, tables))
 
 
+def _score(cell: Cell, run: Run, reference: Run | None) -> list[Outcome]:
+    """Score a run alone: jobs that need the same one find the scores of the first."""
+    config, name = cell.config, f"{cell.key.variant} {cell.key.run_id}"
+
+    def waiting() -> None:
+        print(f"waiting for another process that scores {name}", file=sys.stderr)
+
+    with locked(cell.folder / "scoring", waiting):  # what is there is read inside
+        ledger = from_root(config.results) / "scores.csv"
+        return score_run(run, reference, config.scorers, ledger, settings_of(config))
+
+
 def _draw_shard(cell: Cell) -> dict:
     """Draw the cell's shard; says what of the run is still missing."""
+    lacking = cell.missing(cell.shard)
     draw_shard(cell, None if _is_reference(cell) else reference_of(cell).key.run_id)
-    shards = {"shard": str(cell.shard), "missing": cell.missing(WHOLE)}
+    shards = {"drawn": lacking, "shard": str(cell.shard), "missing": cell.missing(WHOLE)}
     return _document(cell) | shards | {"failed": {}}
 
 

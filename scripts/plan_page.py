@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from eval.gpus import load_peaks
 from eval.reproduce.estimate import load_measurements
 from eval.reproduce.plan import TABLES, plan_table
-from eval.reproduce.step import Machine, Plan, Request, Step, cost, merge, sum_up
+from eval.reproduce.step import Machine, Plan, Request, Step, cost, merge, sum_up, total
 from eval.table import align
 from quant.atomic import write_atomically
 from quant.errors import UserError
@@ -28,6 +28,8 @@ from scripts.table_request import peaks_path
 
 PAGE = ROOT / "docs" / "reproduce.md"
 GPU, HARDWARE = "rtx3090", "cuda_24gb"
+# beside what a plan leaves: download and environment, as scripts/download.py and Makefile say
+WEIGHTS_GB, VENV_GB = 27.5, 2.9
 BLOCK = re.compile(r"<!-- plan: (?P<name>\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -60,10 +62,15 @@ def tables_block(plans: Sequence[Plan], refused: dict[int, str]) -> str:
         new = merge(done)[len(before) :]
         lines.append([str(table), sum_up(found[0].steps), sum_up(new)])
     lines.append(["all", "", sum_up(merge(plans))])
+    made = total(merge(plans))[1] / 1e9
+    whole = (
+        f"\nDisk in all: {WEIGHTS_GB:g} GB of weights, {VENV_GB:g} GB of environment and "
+        f"{made:.1f} GB that the plan leaves, {WEIGHTS_GB + VENV_GB + made:.0f} GB.\n"
+    )
     reasons = "".join(f"\n- Table {table}: {text}." for table, text in refused.items())
     left_out = dict.fromkeys(text for plan in plans for text in plan.left_out)
     left = "".join(f"\n- Left out: {text}." for text in left_out)
-    return align(lines) + reasons + left
+    return align(lines) + whole + reasons + left
 
 
 def steps_block(steps: Sequence[Step]) -> str:

@@ -25,13 +25,16 @@ from typing import Any
 from eval.limits import examine
 from eval.limits_table import answer
 from eval.margins import load_margins
-from eval.reproduce import findings_page
-from eval.reproduce.findings import find
+from eval.reproduce import findings_page, quality_claims, speed_claims
+from eval.reproduce.finding import find
 from eval.reproduce.table import Table, tally
 from eval.reproduce.tables import BUILDERS, build_tables, write_tables
 from quant.atomic import write_atomically
+from quant.errors import UserError
 from scripts import limits
 from scripts.cli import from_root, one_sentence, terse
+
+CLAIMS = (*speed_claims.CLAIMS, *quality_claims.CLAIMS)
 
 
 def reproduce(results: Path, number: int | None) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:
     """Write <results>/FINDINGS.md from all tables and the mini's settings; returns the file."""
     options = limits.parse([f"results={results / 'limits'}", f"ledger={results}"])
     settings = answer(examine(limits.read_runs(options), load_margins()))
-    text = findings_page.render(find(tables, results), settings)
+    text = findings_page.render(find(CLAIMS, tables, results), settings)
     page = results / "FINDINGS.md"
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
     return page
@@ -63,17 +66,22 @@ def main() -> None:
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument("--table", type=int, help="1 to 9; default: all")
-        parser.add_argument("--results", default="results", help="folder of the committed rows")
+        parser.add_argument("--results", help="folder of the committed rows; default: results")
         parser.add_argument(
             "--run", nargs="+", metavar="KEY=VALUE", help="make the rows first: table=N model=..."
         )
         arguments = parser.parse_args()
         if arguments.run is not None:
+            if arguments.table is not None or arguments.results is not None:
+                raise UserError(
+                    "--run must have its table and results as words, got --table or --results "
+                    "beside it; write --run table=3 results=FOLDER"
+                )
             from scripts.table_runs import run_table  # brings in all that draws and scores
 
             print(json.dumps(run_table(arguments.run)))
             return
-        print(json.dumps(reproduce(from_root(arguments.results), arguments.table)))
+        print(json.dumps(reproduce(from_root(arguments.results or "results"), arguments.table)))
 
 
 if __name__ == "__main__":

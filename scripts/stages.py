@@ -18,6 +18,7 @@ from diffusers import Ideogram4Pipeline
 from tqdm import tqdm
 
 from conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
+from eval.ledger import locked
 from eval.prompts import first_prompts, load_prompts
 from eval.records import Prompt
 from models.architectures import architecture_of
@@ -56,17 +57,21 @@ def open_model(config: ModelConfig) -> Model:
     folder = from_root(config.path)
     plant = {} if config.plant is None else asdict(config.plant)
     source = plant.pop("source", None)
-    if plant and (folder / "model_index.json").exists():
-        check_planted(folder, **plant)
-    elif plant:
+    index = folder / "model_index.json"
+    if plant and not index.exists():
         if not config.build_missing:
             raise UserError(
                 f"model {config.name} is not in {terse(folder)}; "
                 f"make it with scripts/plant_outliers.py model={config.name}"
             )
-        print(f"model {config.name} is missing, planting it in {terse(folder)}", file=sys.stderr)
-        plant_model(from_root(source), folder, **plant)
-    if not (folder / "model_index.json").exists():
+        with locked(folder):  # seconds; who waited finds it there
+            if not index.exists():
+                where = terse(folder)
+                print(f"model {config.name} is missing, planting it in {where}", file=sys.stderr)
+                plant_model(from_root(source), folder, **plant)
+    if plant:
+        check_planted(folder, **plant)
+    if not index.exists():
         raise UserError(
             f"model {config.name} must be a diffusers folder at {terse(folder)}, got nothing "
             "there; use model=mini, or put the weights of this model there"

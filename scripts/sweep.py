@@ -14,7 +14,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from itertools import product
@@ -33,6 +35,8 @@ from quant.errors import UserError
 DONE, INCOMPLETE, FAILED = "done", "incomplete", "failed"
 LOOK_SECONDS = 1.0  # between two looks for cells that ended on another machine
 SWEEP_FLAGS = ("-m", "--multirun")
+# Hydra answers these itself and runs nothing.
+SHOW_FLAGS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Sweep:
     def run_cell(
         self,
         number: int,
-        config: Any,
+        compose: Callable[[], Any],
         main: Callable[[Any], dict | bool | None],
         sentence_of: Callable[[Exception], str | None],
     ) -> None:
@@ -85,12 +89,14 @@ class Sweep:
 
         Args:
             number: of the cell.
-            config: its dataclass.
+            compose: returns its configuration's dataclass; what it raises is the cell's.
             main: the script's; returns its document, or False where a part failed.
             sentence_of: turns a user's mistake into a sentence, None for a bug.
         """
-        start, status, why, outcome = time.monotonic(), DONE, "", None
+        start, status, why = time.monotonic(), DONE, ""
+        config, outcome = None, None
         try:
+            config = compose()
             outcome = main(config)
             if parts := _failed_parts(outcome):
                 status, why = INCOMPLETE, parts
@@ -105,7 +111,7 @@ class Sweep:
             status,
             round(time.monotonic() - start, 3),
             why,
-            asdict(config),
+            {} if config is None else asdict(config),
             outcome if isinstance(outcome, dict) else None,
         )
         text = json.dumps(asdict(record))
@@ -120,7 +126,7 @@ class Sweep:
         """Delete the folder; returns a record for every cell, also for those that left none."""
         found = {record.number: record for record in self.records()}
         shutil.rmtree(self.folder)
-        lost = "no result came back: its job was killed, or still runs; see the logs in .submitit"
+        lost = "no result came back: its job was killed or never began; see the logs in .submitit"
         return [
             found.get(number, CellRecord(number, label, FAILED, 0.0, lost))
             for number, label in enumerate(self.labels)
@@ -156,8 +162,8 @@ class Narrator:
                 continue
             self._said.add(record.number)
             left = seconds_left(
-                [other.seconds for other in records if other.number in self._said],
-                len(self._sweep.labels),
+                [each.seconds for each in records if each.number in self._said and _worked(each)],
+                len(self._sweep.labels) - len(self._said),
                 None if self._sweep.is_here else time.monotonic() - self._start,
             )
             print(
@@ -171,22 +177,50 @@ class Narrator:
             self.say()
 
 
-def plan_sweep(script: str, words: Sequence[str], conf: str) -> Sweep | None:
+@contextmanager
+def jobs_that_all_end() -> Iterator[None]:
+    """Let a submitit launcher ask for results only when all of its jobs have ended.
+
+    By itself it asks one job after the other, and the first that was killed ends it while the
+    others still run. Their records would then be missed.
+    """
+    if find_spec("submitit") is None:
+        yield
+        return
+    from submitit import AutoExecutor
+
+    submit = AutoExecutor.map_array
+
+    def submit_and_wait(executor: Any, *arguments: Any) -> list[Any]:
+        jobs = submit(executor, *arguments)
+        for job in jobs:
+            job.wait()
+        return jobs
+
+    AutoExecutor.map_array = submit_and_wait
+    try:
+        yield
+    finally:
+        AutoExecutor.map_array = submit
+
+
+def plan_sweep(script: str, words: Sequence[str], root: Path) -> Sweep | None:
     """Name the cells of a command line as Hydra's sweeper will order them; None: no sweep.
 
     Args:
         script: its name.
         words: the command line without the program.
-        conf: folder of the configuration, for glob() over a group.
+        root: of the repository, whose conf/ glob() looks into; its outputs/ gets the records,
+            so that jobs on other machines find the folder wherever the command was typed.
 
     Raises:
         HydraException: a word that is no override.
         UserError: a launcher whose package is not installed.
     """
-    if not any(word in SWEEP_FLAGS for word in words):
+    if not any(word in SWEEP_FLAGS for word in words) or any(word in SHOW_FLAGS for word in words):
         return None
     given = [word for word in words if "=" in word and not word.startswith("-")]
-    with hydra.initialize_config_dir(conf, version_base=None):
+    with hydra.initialize_config_dir(str(root / "conf"), version_base=None):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         overrides = {found.get_key_element(): found for found in parser.parse_overrides(given)}
         swept = [
@@ -195,16 +229,18 @@ def plan_sweep(script: str, words: Sequence[str], conf: str) -> Sweep | None:
             if found.is_sweep_override()
         ]
     labels = tuple(" ".join(cell) for cell in product(*swept))
-    launcher = overrides.get("hydra/launcher")
-    is_here = launcher is None or launcher.value() == "basic"
-    if not is_here and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+    chosen = overrides.get("hydra/launcher")
+    launcher = "basic" if chosen is None else str(chosen.value())
+    lacks = find_spec("hydra_plugins.hydra_submitit_launcher") is None
+    if launcher.startswith("submitit_") and lacks:  # of others Hydra says what it knows
         raise UserError(
-            f"hydra/launcher={launcher.value()} needs hydra-submitit-launcher, which is not "
+            f"hydra/launcher={launcher} needs hydra-submitit-launcher, which is not "
             "installed here; install the extra slurm, or leave the launcher out"
         )
-    folder = Path.cwd() / "outputs" / "multirun" / f"cells-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = folder.with_name(f"{folder.name}-{os.getpid()}")
-    return Sweep(script, labels if swept else (script,), folder, is_here)
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    name = f"cells-{moment}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    folder = root / "outputs" / "multirun" / name
+    return Sweep(script, labels if swept else (script,), folder, launcher == "basic")
 
 
 def is_sweep() -> bool:
@@ -212,30 +248,39 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def seconds_left(taken: Sequence[float], cells: int, elapsed: float | None) -> float:
+def seconds_left(taken: Sequence[float], rest: int, elapsed: float | None) -> float | None:
     """Guess how long the rest of a sweep takes.
 
     Args:
-        taken: seconds of each cell that ended.
-        cells: of the whole sweep.
+        taken: seconds of each cell that ended and had work to do.
+        rest: cells that have not ended.
         elapsed: seconds since the start where cells run side by side; None: one after the other.
 
     Returns:
-        seconds. Cells that were done before end at once and say nothing of the others: one after
-        the other, only those count that took at least half as long as the longest.
+        seconds; None where no cell tells. A cell that was stopped near its end takes little the
+        second time and says nothing of the others: only those count that took at least half as
+        long as the longest. Side by side, sum(taken) / elapsed cells run at a time.
     """
-    rest = cells - len(taken)
-    if elapsed is not None:
-        return rest * elapsed / len(taken)
+    if not any(taken):
+        return None
     long = [seconds for seconds in taken if seconds >= max(taken) / 2]
-    return rest * sum(long) / len(long)
+    at_a_time = 1.0 if elapsed is None else sum(taken) / elapsed
+    return rest * sum(long) / len(long) / at_a_time
 
 
-def progress_line(record: CellRecord, done: int, cells: int, left: float) -> str:
-    """Render the line of a cell that ended."""
+def _worked(record: CellRecord) -> bool:
+    """Tell whether a cell's seconds say something of the others': one that only found its pictures
+    and scores does not, nor one that failed."""
+    return record.status != FAILED and (record.document or {}).get("drawn", 1) > 0
+
+
+def progress_line(record: CellRecord, done: int, cells: int, left: float | None) -> str:
+    """Render the line of a cell that ended; left: seconds of the others, None: not known."""
     how = {DONE: "", INCOMPLETE: "in part, ", FAILED: "FAILED after "}[record.status]
-    guess = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
-    rest = f", about {guess} left" if done < cells else ""
+    rest = ""
+    if done < cells and left is not None:
+        guess = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        rest = f", about {guess} left"
     return f"[{done}/{cells}] {record.label}: {how}{record.seconds:.1f} s{rest}"
 
 

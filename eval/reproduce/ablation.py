@@ -7,11 +7,14 @@ is what the papers report of their ladder.
 from collections.abc import Mapping
 from pathlib import Path
 
-from eval.ablation import BASE, CELLS, Entry, ablate, collect
+from eval.ablation import ALPHAS, ARITHMETIC, BASE, CELLS, Entry, ablate, collect
 from eval.ablation import Cell as Row
 from eval.newest import newest_runs
 from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.runs import MINI, REAL, Run, choose_recipes, read_scores
+from eval.reproduce.pictures import CAPTIONS as FULL_SETS
+from eval.reproduce.pictures import draw_words
+from eval.reproduce.plan import LADDER
+from eval.reproduce.runs import MINI, REAL, VARIANTS, Run, choose_recipes, lacking_cell, read_scores
 from eval.reproduce.table import (
     MEASURED,
     REFERENCE,
@@ -55,7 +58,8 @@ NOTES = (
     f"Rows of the ledger: prompts {MINI.prompt_set}, {CAPTIONS} captions, {BACKEND}, engine stock; "
     f"rows of recipes are variant int8. Brackets are 95 % intervals over captions; the verdict is "
     f"that of the latent error against `{BASE}`, W8A8 without any recipe, paired by caption and "
-    "not corrected for the number of rows. More of them: results/tables/ablation.md.",
+    "not corrected for the number of rows. The row bf16 is bf16 arithmetic on unquantized weights, "
+    "where all other rows multiply in float32. More of them: results/tables/ablation.md.",
     "`ladder_8` keeps 8 down-projections a branch, `smoothquant` the most fragile half: 17 of 34 "
     "in the real model, 4 of 8 in the mini, where `ladder_8` keeps all. The papers say 8 and 17 "
     "layers; whether a branch or in all is not known to us.",
@@ -107,11 +111,30 @@ def _measured(entry: Entry) -> tuple[Cell, ...]:
 
 def _real(runs: Mapping[str, Run], row: Row) -> tuple[Cell, ...]:
     if row.variant != "int8":
-        return (empty("see tables 3 and 5"),) * len(REAL_SCORERS)
+        return (_elsewhere(row),) * len(REAL_SCORERS)
     values = runs[row.recipe].values if row.recipe in runs else {}
+    command = REAL.command(6) if row.recipe in LADDER else direct_command(row.recipe)
     return tuple(
-        estimate(mean_interval(values[name]))
-        if name in values
-        else empty(REAL.lacking, REAL.command(6))
+        estimate(mean_interval(values[name])) if name in values else empty(REAL.lacking, command)
         for name in REAL_SCORERS
     )
+
+
+def _elsewhere(row: Row) -> Cell:
+    """Say where the real model's figures of a row without recipe stand."""
+    if row == ARITHMETIC:
+        return lacking_cell(REAL, row.variant, 6)
+    if row.variant in VARIANTS:
+        return empty("see tables 3 and 5")
+    return empty("does not apply: not a variant of the papers")
+
+
+def direct_command(recipe: str) -> str:
+    """Return what converts and draws the real model with a recipe that is not in the plan."""
+    words = [f"recipe={recipe}"]
+    if recipe in ALPHAS:
+        words = ["recipe=smooth_only", f"recipe.alpha={ALPHAS[recipe]}", f"recipe.name={recipe}"]
+    convert = ("scripts/quantize.py", f"model={REAL.model}", f"hardware={REAL.hardware}", *words)
+    variants, n = ("fused_int8",), FULL_SETS[REAL.model]
+    draw = draw_words(REAL.model, REAL.hardware, variants, REAL_SCORERS, n, words)
+    return f"python {' '.join(convert)} && python {' '.join(draw)}"

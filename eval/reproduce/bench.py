@@ -21,6 +21,7 @@ WHERE = "H200, random weights"
 COLUMNS = ("run_id", "gpu", "variant", "engine", "resolution", "text_tokens", "quantity")
 COLUMNS += ("value", "low", "high")
 TEXT_TOKENS = 300
+COMMAND = "python scripts/bench_model.py --variants"
 # variant and engine, in the order of the tables
 PATHS = (
     *(("bf16", "stock"), ("bf16", "compiled"), ("bf16", "dit8")),

@@ -7,6 +7,8 @@ fast; with s without limit, 1 / (1 - p). The bound says how much a faster produc
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from eval.reproduce import bench
 from eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
 from eval.reproduce.table import MEASURED, REPORTED, Cell, Column, Table, empty, figure, keys
@@ -23,13 +25,13 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "SwiGLU": ("ms_swiglu",),
     "other": ("ms_other",),
 }
-PAPERS = "RTX 3090, by the papers"
-UNFUSED = "unfused W8A8"  # the papers' own path
-COMMAND = (
-    "python scripts/bench_model.py --variants stock bf16 fp8 nf4 q8_0 q4_k int8 --steps 12 "
-    "--resolutions 1024 768"
-)
-COMPILED = "python scripts/bench_model.py --variants stock compiled --resolutions 1024 768"
+PAPERS, PAPERS_CARD = "RTX 3090, by the papers", "rtx3090"
+UNSTATED = "not stated"  # of which variant and engine the papers' figures are, is not known to us
+FORMATS = ("fp8", "nf4", "q8_0", "q4_k", "int8")
+COMMANDS = {
+    "formats": f"{bench.COMMAND} stock bf16 {' '.join(FORMATS)} --steps 12 --resolutions 1024 768",
+    "engine": f"{bench.COMMAND} stock compiled bf16 fused_int8 rotated --resolutions 1024 768",
+}
 COLUMNS = (
     *(Column(label) for label in ("px", "variant", "engine")),
     *(Column(label, MEASURED, bench.WHERE, "ms", ".1f") for label in (*PARTS, "waiting", "step")),
@@ -55,27 +57,30 @@ def build(results: Path) -> Table:
     rows, reported = bench.read_bench(results), load_reported(results, SLUG)
     lines = []
     for size in SIZES:
-        stock = bench.newest(rows, bench.H200, ("bf16", "stock"), size, "ms_attention")
         for path in bench.PATHS:
             timed = bench.newest(rows, bench.H200, path, size, "ms_attention")
-            cells = _cells(timed, stock, path)
+            cells = _cells(timed, _stock(rows, timed, size), path)
             lines.append((*keys(str(size), *path), *cells, *_reported(reported, "")))
-    blank = empty("does not apply: the papers' own path, not ours")
-    count = len(COLUMNS) - 5
-    lines.append(
-        (*keys("1024", UNFUSED, "the papers'"), *(blank,) * count, *_reported(reported, UNFUSED))
-    )
+    blank = (empty("does not apply: the papers' forward, not ours"),) * (len(COLUMNS) - 5)
+    lines.append((*keys(UNSTATED, UNSTATED, "theirs"), *blank, *_reported(reported, UNSTATED)))
     title = "where the time of a step goes, stock diffusers against the engine"
     sources = (bench.SOURCE, "results/paper/breakdown.csv")
     return Table(9, SLUG, title, COLUMNS, tuple(lines), (*NOTES, sources_note(reported)), sources)
+
+
+def _stock(rows: pd.DataFrame, timed: bench.Timed | None, size: int) -> bench.Timed | None:
+    """Return stock diffusers of the same run, None where it has none."""
+    if timed is None:
+        return None
+    own = rows[rows["run_id"] == timed.run_id]
+    return bench.newest(own, bench.H200, ("bf16", "stock"), size, "cfg_step_ms")
 
 
 def _cells(
     timed: bench.Timed | None, stock: bench.Timed | None, path: tuple[str, str]
 ) -> tuple[Cell, ...]:
     if timed is None or "cfg_step_ms" not in timed.figures:
-        command = COMPILED if path[1] == "compiled" else COMMAND
-        return (empty("not measured", command),) * (len(PARTS) + 5)
+        return (empty("not measured", _command(path)),) * (len(PARTS) + 5)
     spent = {
         label: sum(timed.figures[name].estimate for name in names) for label, names in PARTS.items()
     }
@@ -84,13 +89,17 @@ def _cells(
     cells = [figure(ms) for ms in spent.values()]
     cells += [figure(step - sum(spent.values())), figure(step)]
     cells += [figure(100 * share), figure(1 / (1 - share))]
-    if stock is None or stock.run_id != timed.run_id:
-        return (*cells, empty("its run has no stock diffusers beside it"))
+    if stock is None:
+        return (*cells, empty("its run has no stock diffusers beside it", _command(path)))
     return (*cells, figure(stock.figures["cfg_step_ms"].estimate / step))
 
 
 def _reported(reported: tuple[Reported, ...], variant: str) -> tuple[Cell, Cell]:
     return (
-        reported_cell(reported, variant, "linears_share"),
-        reported_cell(reported, variant, "compile_gain"),
+        reported_cell(reported, variant, "linears_share", PAPERS_CARD),
+        reported_cell(reported, variant, "compile_gain", PAPERS_CARD),
     )
+
+
+def _command(path: tuple[str, str]) -> str:
+    return COMMANDS["formats" if path[0] in FORMATS else "engine"]

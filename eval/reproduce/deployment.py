@@ -3,13 +3,15 @@
 The same cells as results/tables/deployment_map.md, which has rooflines, memory and documents too.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from eval.calibration import calibrate, known, load_bench, measured
 from eval.deployment import BASE, RESOLUTIONS, lay_out
 from eval.deployment import Cell as Place
 from eval.gpus import Gpu, load_peaks, load_reported
+from eval.reproduce import bench
 from eval.reproduce.table import (
     COUNTED,
     MEASURED,
@@ -23,6 +25,7 @@ from eval.reproduce.table import (
     keys,
     words,
 )
+from models.footprint import CONTEXT_BYTES
 from models.work import VARIANTS
 
 SLUG = "deployment"
@@ -30,6 +33,9 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "gpus"
 CARD = "h200"  # the one that was measured
 WHERE, OTHERS, PAPERS = "that card, random weights", "fractions of the H200", "the papers"
 SIZE = RESOLUTIONS[0]
+UNFUSED, FUSED = "int8_unfused", "fused_int8"
+SLOWER = re.compile(r"(\d+\.\d+)x slower than its bf16 path")  # as conf/gpus/reported.csv writes it
+Cells = Mapping[tuple[str, str, int], Place]
 COLUMNS = (
     Column("GPU"),
     Column("variant"),
@@ -62,16 +68,18 @@ def build(results: Path) -> Table:
         found |= measured(load_bench(results / "bench", gpu), gpu)
     cells = lay_out(gpus, rates, found, load_reported(CONF / "reported.csv"))
     by_key = {(cell.gpu, cell.variant, cell.resolution): cell for cell in cells}
-    lines = [_line(gpu, variant, by_key) for gpu in gpus for variant in VARIANTS]
+    peak_gb = _peak_gb(results)
+    lines = [_line(gpu, variant, by_key, peak_gb) for gpu in gpus for variant in VARIANTS]
     unreached = ", ".join(gpu.name for gpu in gpus if not gpu.reachable)
     title = "deployment map"
     sources = ("results/bench/gemm.csv", "results/bench/model.csv", "conf/gpus/peaks.csv")
     sources += ("conf/gpus/reported.csv",)
-    notes = (NOTES[0].format(unreached), NOTES[1])
+    notes = (NOTES[0].format(unreached), _contradictions(gpus, by_key), NOTES[1])
+    notes = tuple(filter(None, notes))
     return Table(8, SLUG, title, COLUMNS, tuple(lines), notes, sources)
 
 
-def _line(gpu: Gpu, variant: str, cells: Mapping[tuple[str, str, int], Place]) -> tuple[Cell, ...]:
+def _line(gpu: Gpu, variant: str, cells: Cells, peak_gb: float | None) -> tuple[Cell, ...]:
     here = [cells[gpu.gpu, variant, size] for size in RESOLUTIONS]
     base = cells[gpu.gpu, BASE, SIZE].predicted.image_s
     own = here[0].predicted.image_s
@@ -79,20 +87,64 @@ def _line(gpu: Gpu, variant: str, cells: Mapping[tuple[str, str, int], Place]) -
     gain = lacking if base is None or own is None else figure(base / own)
     return (
         *keys(gpu.name, variant),
-        *(_measured(gpu, place.variant, place.measured.times.image_s) for place in here),
+        *(_measured(gpu, place) for place in here),
         *(lacking if p.predicted.image_s is None else figure(p.predicted.image_s) for p in here),
         gain,
         *(words(p.reported) if p.reported else empty("not reported") for p in here),
         figure(here[0].needed_gb),
-        words("yes" if here[0].fits else "no"),
+        words("yes" if here[0].fits else "no", _exceeded(gpu, here[0], peak_gb)),
     )
 
 
-def _measured(gpu: Gpu, variant: str, image_s: float | None) -> Cell:
+def _exceeded(gpu: Gpu, place: Place, peak_gb: float | None) -> str:
+    """Say where a count fits a card that the measured peak of the engine's path does not."""
+    if place.variant != UNFUSED or peak_gb is None or not place.fits:
+        return ""
+    if peak_gb + CONTEXT_BYTES / 1e9 <= gpu.memory_gb:
+        return ""
+    return (
+        f"counted, not measured: int8 in our engine, which decodes a linear at a time beside its "
+        f"codes, peaked at {peak_gb:.1f} GB beside CUDA's context (table 1) and does not fit"
+    )
+
+
+def _peak_gb(results: Path) -> float | None:
+    """Return the measured peak of the engine's unfused int8, table 1's."""
+    timed = bench.newest(
+        bench.read_bench(results), bench.H200, ("int8", "dit8"), SIZE, "peak_bytes"
+    )
+    return timed.figures["peak_bytes"].estimate / 1e9 if timed else None
+
+
+def _measured(gpu: Gpu, place: Place) -> Cell:
+    image_s = place.measured.times.image_s
     if image_s is not None:
         return figure(image_s)
-    if variant == "int8_unfused":
+    if place.variant == UNFUSED:
         return empty("no path of the engine: no run measures it whole")
-    if gpu.gpu == CARD:
-        return empty("not measured", "python scripts/bench_model.py --resolutions 1024 768")
-    return empty("needs that card", "python scripts/bench_model.py --resolutions 1024 768")
+    if not place.fits:
+        return empty("does not apply: it does not fit the card")
+    path = "stock" if place.variant == "bf16_stock" else place.variant
+    command = f"{bench.COMMAND} {path} --resolutions 1024 768"
+    return empty("not measured" if gpu.gpu == CARD else "needs that card", command)
+
+
+def _contradictions(gpus: Iterable[Gpu], cells: Cells) -> str:
+    """Say of cards without a measurement where the papers' ratio to bf16 is against ours."""
+    said = []
+    for gpu in gpus:
+        place, base = (cells[gpu.gpu, name, SIZE] for name in (FUSED, BASE))
+        slower = SLOWER.match(place.reported or "")
+        own, other = place.predicted.image_s, base.predicted.image_s
+        if slower and own is not None and other is not None:
+            said.append(
+                f"{gpu.name}: predicted {other / own:.2f} times as fast as {BASE}, reported "
+                f"{float(slower[1]):g} times slower"
+            )
+    if not said:
+        return ""
+    return (
+        f"The reported ratios of {FUSED} contradict the predictions, which assume kernels that "
+        f"reach on every card what they reached on the H200: {'; '.join(said)}. Nobody here has "
+        "these cards; until they are measured the reported ratios are the better evidence."
+    )

@@ -2,23 +2,26 @@
 
 from collections.abc import Sequence
 
-from eval.reproduce.findings import OUTCOMES, Finding
+from eval.reproduce.finding import OUTCOMES, Finding
 
 INTRODUCTION = """\
 # What the papers say, and what is found here
 
-Claims of arXiv 2606.12280 and 2606.14598 beside the figures of this repository. Those of speed and
-memory are of the full-size architecture with random weights on an H200, those of quality of the
-bundled mini, which is not Ideogram 4: they test the method, not that model. Nobody here has the
-gated weights or an RTX 3090. The outcome of each claim is decided by a condition on the figures
-(`eval/reproduce/findings.py`); brackets are 95 % intervals. Made from the nine tables by
-`python scripts/reproduce.py`.
+Claims of arXiv 2606.12280 (v1 and v2 are its versions) and 2606.14598 beside the figures of this
+repository. Those of speed and memory are of the full-size architecture with random weights on an
+H200, those of quality of the bundled mini, which is **not Ideogram 4**: they test the method, not
+that model. Whoever measures the real weights reads them in the tables' own columns, not here. The
+outcome of each claim follows from a condition on the figures (`eval/reproduce/*_claims.py`);
+brackets are 95 % intervals, over captions by BCa and over images by Student unless another method
+is named. Made from the nine tables by `python scripts/reproduce.py`.
 """
 SETTINGS = """\
 ## Does a verdict depend on the setting?
 
 `python scripts/limits.py` moves steps, guidance and outliers of the mini, one at a time
-([all figures](tables/limits_mini.md)).
+([all figures, and how they are judged](tables/limits_mini.md)). Verdicts that differ do not show by
+themselves that the setting matters; changes that leave out zero do, and of changes that are none
+about one in twenty leaves it out.
 """
 
 
@@ -33,7 +36,12 @@ def render(findings: Sequence[Finding], settings: Sequence[str]) -> str:
         chosen = [each for each in findings if each.outcome == outcome]
         if chosen:
             parts.append(f"## {outcome}\n")
-            parts += [f"- *{e.claim}* {e.found} `{e.command}`\n" for e in chosen]
+            parts += [_entry(each) for each in chosen]
     parts.append(SETTINGS)
     parts.append("".join(f"- {sentence}\n" for sentence in settings))
     return "\n".join(parts)
+
+
+def _entry(finding: Finding) -> str:
+    commands = ", ".join(f"`{command}`" for command in finding.claim.commands)
+    return f"- *{finding.claim.text}* {finding.found} {commands}\n"

@@ -19,6 +19,7 @@ from eval.reproduce.runs import (
     Place,
     Run,
     choose_runs,
+    lacking_cell,
 )
 from eval.reproduce.table import (
     MEASURED,
@@ -109,7 +110,7 @@ def _cells(
 ) -> Sequence[Cell]:
     values = runs[variant].values.get(scorer) if variant in runs else None
     if values is None:
-        return (_lacking(place, scorer),) * 3
+        return (_lacking(place, scorer, variant),) * 3
     mean = estimate(mean_interval(values))
     if variant == PAPERS_REFERENCE:
         return mean, REFERENCE, REFERENCE
@@ -119,7 +120,7 @@ def _cells(
     return mean, estimate(found.delta), words(found.verdict.kind)
 
 
-def _lacking(place: Place, scorer: str) -> Cell:
+def _lacking(place: Place, scorer: str, variant: str) -> Cell:
     if place is REAL and scorer in OF_MINI:
         return empty("does not apply: a model of the mini's own posters")
     if place is MINI and scorer not in OF_MINI:
@@ -129,4 +130,4 @@ def _lacking(place: Place, scorer: str) -> Cell:
             "needs the scorers' weights, and judges posters they were not made for",
             f"python scripts/evaluate.py -m variant={every} scorers=[{names}] n=200 hardware=cuda",
         )
-    return empty(place.lacking, place.command(3))
+    return lacking_cell(place, variant, 3)

@@ -1,10 +1,11 @@
 """Choose the runs of the ledger that a table is made of, by a rule from their keys.
 
-A place says which rows count: model, prompt set, arithmetic, engine and backends. Of several runs
-of one variant and recipe there, those count that have the pictures (prompts and seeds) and the
-sampler of the reference's run, and of these the newest by `started` in results/runs. The reference
-itself is the run with the most pictures, then the newest; where only scores against it are in the
-ledger, any variant's run with the most pictures takes its part. Nothing is chosen by its scores.
+A place says which rows count: model, prompt set, arithmetic, engine, backends, sampler and size. Of
+several runs of one variant and recipe there, those count that have the pictures (prompts and seeds)
+and the sampler of the reference's run, and of these the newest by `started` in results/runs. The
+reference itself is the run with the most pictures, then the newest; where only scores against it
+are in the ledger, any variant's run with the most pictures takes its part. Nothing is chosen by its
+scores.
 """
 
 import functools
@@ -18,6 +19,7 @@ import pandas as pd
 
 from eval.ledger import SCORES, read_table
 from eval.records import SampleKey
+from eval.reproduce.table import Cell, empty
 from eval.table import values_by_key
 from quant.errors import UserError
 
@@ -46,6 +48,9 @@ class Place:
         size_px: side of the pictures.
         hardware: for the command that fills its cells.
         lacking: why its cells are empty.
+        sampler, steps, guidance: of its pictures, as their records have them.
+        unpublished: variants that no public weights are for.
+        oversized: variants that exceed a card of 24 GB, by their measured peak.
     """
 
     label: str
@@ -57,6 +62,11 @@ class Place:
     size_px: int
     hardware: str
     lacking: str
+    sampler: str
+    steps: int
+    guidance: float
+    unpublished: tuple[str, ...] = ()
+    oversized: tuple[str, ...] = ()
     backends: tuple[str, ...] = ("torch-cuda", "triton")
 
     def command(self, table: int) -> str:
@@ -70,11 +80,18 @@ class Place:
         """Return the same place with pictures of another size."""
         return replace(self, size_px=size_px)
 
+    def draws(self, sampler: Mapping[str, Any]) -> bool:
+        """Tell whether a record's sampler is the one of this place."""
+        names = ("name", "steps", "guidance", "size_px")
+        own = (self.sampler, self.steps, self.guidance, self.size_px)
+        return tuple(sampler.get(name) for name in names) == own
+
     @property
     def rule(self) -> str:
         """Say the choice in words."""
         return (
             f"{self.label}: model {self.model}, prompts {self.prompt_set}, {self.size_px} px, "
+            f"sampler {self.sampler} with {self.steps} steps and guidance {self.guidance:g}, "
             f"{self.dtype}, engine {self.engine}, backend {' or '.join(self.backends)}, reference "
             f"{self.reference}"
         )
@@ -82,11 +99,13 @@ class Place:
 
 MINI = Place(
     *("mini (not Ideogram 4)", "mini", "mini_hard", "float32", "stock", "bf16", 256, "cuda"),
-    "not measured",
+    *("not measured", "default_20", 20, 3.0),
 )
 REAL = Place(
     *("Ideogram 4", "ideogram4", "bench300", "bfloat16", "dit8", "fp8", 1024, "cuda_24gb"),
-    "needs the gated weights",
+    *("needs the gated weights", "quality_48", 48, 7.0),
+    unpublished=("bf16",),
+    oversized=("int8",),
 )
 PLACES = (MINI, REAL)
 RULE = (
@@ -113,6 +132,19 @@ class Run:
     @property
     def pictures(self) -> frozenset[SampleKey]:
         return frozenset(key for values in self.values.values() for key in values)
+
+
+def lacking_cell(place: Place, variant: str, table: int, reason: str = "") -> Cell:
+    """Return the empty cell of a variant that was not measured in a place.
+
+    Args:
+        reason: in place of the place's own.
+    """
+    if variant in place.unpublished:
+        return empty(f"does not apply: no public {variant} weights")
+    if variant in place.oversized:
+        reason = f"{place.lacking} and a card of more than 24 GB"
+    return empty(reason or place.lacking, place.command(table))
 
 
 def read_scores(results: Path) -> pd.DataFrame:
@@ -183,7 +215,7 @@ def _runs_of(
 ) -> list[Run]:
     mine = rows[rows["variant"].isin(variants) & (rows["recipe"] == recipe)]
     runs = [_run(results, str(run_id), own) for run_id, own in mine.groupby("run_id")]
-    return [run for run in runs if run.sampler.get("size_px") == place.size_px]
+    return [run for run in runs if place.draws(run.sampler)]
 
 
 def _rows_of(results: Path, place: Place, scorers: Sequence[str], is_raw: bool) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from eval.reproduce import bench
 from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.runs import REAL, Run, choose_runs
+from eval.reproduce.runs import REAL, VARIANTS, Run, choose_runs, lacking_cell
 from eval.reproduce.table import (
     MEASURED,
     REPORTED,
@@ -25,12 +25,12 @@ from eval.stats import MIN_PROMPTS, mean_interval
 
 SLUG = "speed"
 SIZES = (1024, 768)
-PAPERS = "RTX 3090, by the papers"
+PAPERS, PAPERS_CARD = "RTX 3090, by the papers", "rtx3090"
+DEVICES = 1.0  # scripts/bench_model.py uses one, however many the computer has
 FORMATS = "bf16 fp8 nf4 q8_0 q4_k int8"
 COMMANDS = {
-    "engine": "python scripts/bench_model.py --variants stock compiled bf16 fused_int8 rotated "
-    "--resolutions 1024 768",
-    "formats": f"python scripts/bench_model.py --variants {FORMATS} --resolutions 1024 768",
+    "engine": f"{bench.COMMAND} stock compiled bf16 fused_int8 rotated --resolutions 1024 768",
+    "formats": f"{bench.COMMAND} {FORMATS} --resolutions 1024 768",
 }
 COLUMNS = (
     Column("px"),
@@ -50,8 +50,8 @@ COLUMNS = (
 NOTES = (
     "H200: 48 steps with both branches and the text projection, 300 text tokens, without text "
     "encoder and VAE; the variants take turns, an image each; brackets are Student's 95 % interval "
-    "over images. Formats that were timed over fewer steps have a step but no image. Peak: beside "
-    "CUDA's context.",
+    "over images. Formats that were timed over fewer steps have a step but no image. GPUs: those "
+    "used, which is one. Peak: beside CUDA's context.",
     f"{REAL.label}: wall-clock time of whole pictures, 95 % interval over captions. The papers' "
     "engine is their own: their figures stand with `dit8` for want of a better place.",
 )
@@ -69,9 +69,9 @@ def build(results: Path) -> Table:
             lines.append(
                 keys(str(size), variant, engine)
                 + _measured(results, rows, (variant, engine), size)
-                + _real(real if is_real else {}, variant)
+                + _real(real, variant, engine)
                 + tuple(
-                    reported_cell(reported, papers, f"{quantity}_{size}")
+                    reported_cell(reported, papers, f"{quantity}_{size}", PAPERS_CARD)
                     for quantity in ("image_s", "gpus", "peak_gb")
                 )
             )
@@ -91,20 +91,22 @@ def _measured(
         return (lacking,) * 5
     record = bench.read_run(results, found.run_id)
     images = record.get("images", {}).get(str(size))
-    gpus = record["provenance"]["hardware"]["gpus"]
     short = empty("timed over fewer than 48 steps", command)
     return (
         found.cell("image_s") or short,
         lacking if images is None else figure(float(images)),
         found.cell("cfg_step_ms") or lacking,
-        figure(float(gpus)),
+        figure(DEVICES),
         found.cell("peak_bytes", 1e-9) or lacking,
     )
 
 
-def _real(runs: Mapping[str, Run], variant: str) -> tuple[Cell, Cell]:
+def _real(runs: Mapping[str, Run], variant: str, engine: str) -> tuple[Cell, Cell]:
+    if engine != REAL.engine or variant not in VARIANTS:
+        return (
+            empty("does not apply: the pictures are drawn by dit8, of the papers' variants"),
+        ) * 2
     seconds = runs[variant].values.get("seconds", {}) if variant in runs else {}
     if len(seconds) < MIN_PROMPTS:
-        lacking = empty("needs the gated weights and a card of sm_86", REAL.command(1))
-        return lacking, lacking
+        return (lacking_cell(REAL, variant, 1, "needs the gated weights and a card of sm_86"),) * 2
     return estimate(mean_interval(seconds)), words(runs[variant].gpu or "no GPU")

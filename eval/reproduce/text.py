@@ -19,6 +19,7 @@ from eval.reproduce.runs import (
     Place,
     Run,
     choose_runs,
+    lacking_cell,
 )
 from eval.reproduce.runs import RAW as RAW_SUFFIX
 from eval.reproduce.table import (
@@ -130,7 +131,7 @@ def _line(
                 cells += [empty(f"does not apply: {MINI.prompt_set} is of one kind")] * 2
             elif style == CHANGE:
                 pair = (runs[place, CHANGE].get(variant), runs[place, RAW].get(variant))
-                cells += _change(place, name, *pair)
+                cells += _change(place, name, variant, *pair)
             else:
                 cells += _pair(place, name, runs[place, style], variant, kind, kinds)
     return (
@@ -151,7 +152,7 @@ def _pair(
     """Return the mean of a variant and its difference to FP8."""
     values = _values(runs, variant, scorer, kind, kinds)
     if values is None:
-        return [empty(place.lacking, place.command(4))] * 2
+        return [lacking_cell(place, variant, 4)] * 2
     if len({prompt for prompt, _ in values}) < MIN_PROMPTS:
         return [empty(f"fewer than {MIN_PROMPTS} captions of this kind")] * 2
     mean = estimate(mean_interval(values))
@@ -163,11 +164,13 @@ def _pair(
     return [mean, estimate(delta_interval(get_scorer(scorer).bounds, values, base))]
 
 
-def _change(place: Place, scorer: str, json: Run | None, raw: Run | None) -> Sequence[Cell]:
+def _change(
+    place: Place, scorer: str, variant: str, json: Run | None, raw: Run | None
+) -> Sequence[Cell]:
     """Return the paired difference of a variant's two arms; the second column has no meaning."""
     both = [run.values.get(scorer) if run else None for run in (json, raw)]
     if both[0] is None or both[1] is None:
-        return [empty(place.lacking, place.command(4))] * 2
+        return [lacking_cell(place, variant, 4)] * 2
     change = delta_interval(get_scorer(scorer).bounds, both[0], both[1])
     return [estimate(change, spec="+.3f"), empty("does not apply to a difference")]
 

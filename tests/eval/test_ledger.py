@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -235,9 +236,42 @@ def test_who_waits_for_a_lock_is_told(tmp_path):
     assert have == [True]
 
 
+def test_a_shared_lock_keeps_out_only_who_wants_it_alone(tmp_path):
+    path, waits = tmp_path / "run", []
+    with (
+        ledger.locked(path, shared=True),
+        ledger.locked(path, lambda: waits.append(1), shared=True),
+    ):
+        start, have = threading.Event(), []
+
+        def alone():
+            with ledger.locked(path, start.set):
+                have.append(True)
+
+        thread = threading.Thread(target=alone)
+        thread.start()
+        assert start.wait(10) and have == [] and waits == []
+    thread.join(10)
+    assert have == [True]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(file, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match="cannot lock .*No locks available.*Lustre: option flock"):
+        upsert(tmp_path / "scores.csv", SCORES, rows(1.0))
+
+
+def test_what_the_holder_of_a_lock_raises_is_its_own(tmp_path):
+    with pytest.raises(OSError, match="disk on fire"), ledger.locked(tmp_path / "run"):
+        raise OSError("disk on fire")
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot lock .*scores.csv .* choose another results"):
+    with pytest.raises(UserError, match=r"cannot lock .*scores.csv .* choose a folder that"):
         upsert(tmp_path / "file" / "scores.csv", SCORES, rows(1.0))
 
     def refuse(source, target):

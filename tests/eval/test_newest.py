@@ -11,11 +11,12 @@ OLD, NEW, OTHER = "a" * 12, "b" * 12, "c" * 12
 
 @pytest.fixture
 def records(tmp_path):
-    def add(run_id, started, steps=20, variant="int8", prompts=("p0",)):
+    def add(run_id, started, steps=20, variant="int8", prompts=("p0",), **weights):
         record = {
             "run": {"run_id": run_id, "variant": variant},
             "identity": {"sampler": {"steps": steps}},
             "prompts": [[name, 0] for name in prompts],
+            "config": {"lora": None, "lora_scale": 1.0, "calibration": {"n": None}} | weights,
             "started": started,
         }
         (tmp_path / f"{run_id}.json").write_text(json.dumps(record))
@@ -44,7 +45,17 @@ def test_three_times_the_same(records):
     assert kept(records, OLD, NEW, OTHER) == [NEW]
 
 
-@pytest.mark.parametrize("change", [{"steps": 12}, {"variant": "fp8"}, {"prompts": ("p0", "p1")}])
+DIFFERENT = [
+    {"steps": 12},
+    {"variant": "fp8"},
+    {"prompts": ("p0", "p1")},
+    {"lora": "a.safetensors"},
+    {"lora_scale": 0.5},
+    {"calibration": {"n": 2}},
+]
+
+
+@pytest.mark.parametrize("change", DIFFERENT)
 def test_runs_that_differ_stay(records, change):
     records(OLD, "2026-01-01")
     records(NEW, "2026-01-02", **change)

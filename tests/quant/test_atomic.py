@@ -22,6 +22,20 @@ def test_writes_makes_folders_and_is_readable_by_others(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_writers_of_one_number_on_two_machines_do_not_meet(tmp_path, monkeypatch):
+    def names():
+        with whole_file(tmp_path / "x") as one, whole_file(tmp_path / "x") as other:
+            one.write_text("1")
+            other.write_text("2")
+        return {one.name, other.name}
+
+    monkeypatch.setattr("platform.node", lambda: "node-1")
+    first = names()
+    assert len(first) == 2 and all(f"-{os.getpid()}-" in name for name in first)
+    monkeypatch.setattr("platform.node", lambda: "node-2")
+    assert not {name.split("-")[0] for name in first} & {name.split("-")[0] for name in names()}
+
+
 def test_an_interrupt_leaves_the_old_file_and_no_rest(tmp_path):
     path = tmp_path / "b.txt"
     path.write_text("old")

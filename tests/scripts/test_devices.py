@@ -112,6 +112,43 @@ def test_jobs_that_need_one_reference_draw_it_once(drawn, options, tmp_path, mon
     assert capsys.readouterr().err == said
 
 
+def test_the_whole_waits_for_shards_and_shards_not_for_each_other(options, monkeypatch):
+    cells = [prepare(compose("evaluate", [*options, f"shard={i}/2"])) for i in range(2)]
+    waiting = threading.Event()
+    monkeypatch.setattr(drawing, "print", lambda *_, **__: waiting.set(), raising=False)
+    have = []
+
+    def finish():
+        with drawing._alone(cells[0], WHOLE):
+            have.append(True)
+
+    first, second = (drawing._alone(cell, cell.shard) for cell in cells)
+    with first, second:
+        assert not waiting.is_set()
+        thread = threading.Thread(target=finish)
+        thread.start()
+        assert waiting.wait(30) and have == []
+    thread.join(30)
+    assert have == [True]
+
+
+def test_no_process_is_started_for_nothing(options, monkeypatch):
+    """Four pictures in batches of three are two batches: two of five devices draw."""
+    started = []
+    monkeypatch.setattr(
+        drawing, "draw_on_devices", lambda work, shards, *rest: started.append(shards)
+    )
+    words = ["variant=bf16", "batch=3", "hardware.devices=5"]
+    cell = prepare(compose("evaluate", [*options, *words]))
+    drawing._draw_missing(cell, WHOLE)
+    assert [str(shard) for shard in started[0]] == ["0/5", "1/5"]
+
+
+def test_other_scripts_refuse_several_devices(place, run_here, one_sentence):
+    ended = run_here("calibrate", *place.common, "hardware.devices=2")
+    one_sentence(ended, "calibrate", "hardware.devices must be 1 for calibrate, got 2; only .*eval")
+
+
 @pytest.mark.slow
 def test_two_processes_draw_the_same_bits_as_one(drawn, options, tmp_path):
     config = compose("evaluate", [*options, "variant=int8", "hardware.devices=2"])
@@ -127,16 +164,22 @@ def test_two_processes_draw_the_same_bits_as_one(drawn, options, tmp_path):
     }
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes that draw: a spawned process says so in its command line."""
+def draws(pid: int) -> bool:
+    """Whether a process draws: a spawned process says so in its command line."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # ended
+        return False
+
+
+def workers_of(pid: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            stat, words = path.read_text(), (path.parent / "cmdline").read_bytes()
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
         except OSError:  # ended meanwhile
             continue
-        parent = int(stat.rpartition(")")[2].split()[1])
-        if parent == pid and b"spawn_main" in words:
+        if parent == pid and draws(int(path.parent.name)):
             found.append(int(path.parent.name))
     return sorted(found)
 
@@ -153,12 +196,12 @@ def test_a_worker_that_dies_is_named_and_the_rest_is_kept(drawn, options, start_
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < end
             time.sleep(0.01)
-        workers = children_of(process.pid)
+        workers = workers_of(process.pid)
         assert len(workers) == 2
         target = workers[0] if stop == signal.SIGKILL else process.pid
         os.kill(target, stop)
         _, stderr = process.communicate()
-    assert not children_of(process.pid)
+    assert not any(draws(worker) for worker in workers)  # orphans would have another parent
     assert "Traceback" not in stderr
     pictures = {path: path.stat().st_mtime_ns for path in out.glob("*/*.png")}
     if stop == signal.SIGINT:
@@ -181,10 +224,19 @@ def test_a_worker_that_dies_is_named_and_the_rest_is_kept(drawn, options, start_
 
 def test_a_worker_that_cannot_draw_says_why(capfd):
     work = functools.partial(check_devices, 0)  # refuses whatever device it is given
-    with pytest.raises(UserError, match=r"worker 0 \(cpu 0, shard 0/2, exit 2\) and worker 1 \("):
+    with pytest.raises(UserError) as refusal:
         draw_on_devices(work, WHOLE.split(2), torch.device("cpu"), lambda: None)
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("worker 0")]
-    assert lines == ["worker 0: hardware.devices must be at least 1, got 0; use 1"]
+    assert str(refusal.value) == (
+        "worker 0 (cpu 0, shard 0/2, exit 2) and worker 1 (cpu 1, shard 1/2, exit 2) of 2 did not "
+        "finish its pictures; hardware.devices must be at least 1, got 0; use 1"
+    )
+    assert "worker" not in capfd.readouterr().err
+
+
+def test_a_bug_in_a_worker_is_a_bug(capfd):
+    with pytest.raises(RuntimeError, match=r"worker 0 \(.*, exit 1\) of 1 .*; KeyError: Shard\("):
+        draw_on_devices({}.__getitem__, [WHOLE], torch.device("cpu"), lambda: None)
+    assert "Traceback" in capfd.readouterr().err
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch):

@@ -358,5 +358,5 @@ def test_started_again_nothing_is_drawn_or_rewritten(drawn, run_here, monkeypatc
     ended = run_here("evaluate", *drawn.place.evaluation, "archive=true", "variant=fused_int8")
     assert ended.code == 0, ended.stderr
     (page,) = drawn.ended.document["reports"]
-    assert ended.document == drawn.documents["fused_int8"] | {"report": page}
+    assert ended.document == drawn.documents["fused_int8"] | {"report": page, "drawn": 0}
     assert state() == before

@@ -1,7 +1,10 @@
 """Sweeps whose cells run as jobs of their own, by submitit's local executor in place of Slurm."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 
 import hydra
 import pandas as pd
@@ -14,6 +17,42 @@ from scripts.cli import CONF, ROOT
 pytest.importorskip("submitit", reason="needs the extra slurm: hydra-submitit-launcher")
 
 LAUNCHER = "hydra/launcher=submitit_local"
+
+
+DEADLY = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from scripts.cli import hydra_main
+
+@hydra_main("evaluate", lambda records: {{"finished": [record.status for record in records]}})
+def main(config):
+    if config.n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(4)
+    return {{"n": config.n}}
+
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_takes_no_other_with_it(tmp_path):
+    """The second job still runs when the first is dead: its result is waited for."""
+    script = tmp_path / "deadly.py"
+    script.write_text(DEADLY.format(root=str(ROOT)), encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, script.name, "-m", "n=3,4", LAUNCHER],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1, ended.stderr
+    document = json.loads(ended.stdout.splitlines()[-1])
+    assert document["finished"] == ["failed", "done"] and set(document["failed"]) == {"n=3"}
+    assert document["failed"]["n=3"].startswith("no result came back: its job was killed")
+    assert "evaluate: the launcher lost a cell (UncompletedJobError" in ended.stderr
 
 
 @pytest.mark.slow
@@ -29,7 +68,6 @@ def test_shards_run_as_jobs_and_are_merged(drawn, tmp_path, run_script):
     assert ended.document["done"] == 4 and ended.document["missing"] == 0
     assert len(ended.ends) == 6 and sum("FAILED after" in line for line in ended.ends) == 2
     assert sum("shard must look like 0/4" in line for line in ended.lines) == 2
-    assert not list((tmp_path / "outputs" / "multirun").glob("cells-*"))
     command = shlex.split(ended.document["finish"])
     assert LAUNCHER in command  # the jobs' kind of machine is part of what a run is
 

@@ -1,13 +1,20 @@
 """scripts/plant_outliers.py derives a model that draws the same and is labelled."""
 
 import json
+import threading
+from dataclasses import asdict
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from eval.ledger import locked
+from models.planted import plant_model
 from quant.act_stats import load_stats
+from scripts.cli import compose
+from scripts.stages import open_model
 
 
 @pytest.fixture
@@ -31,6 +38,22 @@ def test_planted_once_then_refused(place, planting, run_script, run_here, one_se
     assert record["factors"] == [8.0, 16.0, 32.0, 64.0]
     again = run_here("plant_outliers", *planted(place.common))
     one_sentence(again, "plant_outliers", "exists already; delete it or change model.path")
+
+
+def test_two_jobs_plant_it_once(place, planting):
+    """Who comes second waits and finds the folder, which is not planted over."""
+    target, planted = planting
+    config = compose("plant_outliers", planted(place.common)).model
+    plan, found = asdict(config.plant), []
+    source = Path(plan.pop("source"))
+    with locked(target):
+        thread = threading.Thread(target=lambda: found.append(open_model(config)))
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and not target.exists()
+        plant_model(source, target, **plan)
+    thread.join(30)
+    assert found[0].folder == target
 
 
 def test_a_model_without_a_plan_is_refused(place, run_here, one_sentence):

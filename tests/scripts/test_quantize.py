@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
+from eval.ledger import locked
 from models.ideogram4 import BRANCHES
 from quant.act_stats import load_stats
 from quant.formats.table import FORMATS
-from scripts import stages
+from scripts import conversion, stages
 from scripts.cli import compose
 from scripts.conversion import checkpoint_path
 
@@ -136,6 +138,30 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
     assert half == Path(finished.document["statistics"])
     assert half.name == expected.name
     assert half.read_bytes() == expected.read_bytes()
+
+
+def test_who_waits_for_a_checkpoint_says_so_and_makes_none(place, monkeypatch):
+    config = compose("quantize", place.common)
+    model, target = stages.open_model(config.model), FORMATS["w8a8"]
+    waiting, found = threading.Event(), []
+
+    def say(text, **_):
+        assert text.startswith("waiting for another process that makes a checkpoint of mini")
+        waiting.set()
+
+    folder = checkpoint_path(config, model, target)
+    with locked(folder.parent / "building"):
+        made = conversion._convert(config, model, target, folder, 0.0)
+        hidden = folder.rename(folder.with_name("hidden"))
+        monkeypatch.setattr(conversion, "print", say, raising=False)
+        thread = threading.Thread(
+            target=lambda: found.append(conversion.quantize_model(config, model, target))
+        )
+        thread.start()
+        assert waiting.wait(30) and found == []
+        hidden.rename(folder)
+    thread.join(30)
+    assert found[0].path == made.path and found[0].reports == ()  # found, not made
 
 
 def test_a_folder_that_lost_its_file_is_one_sentence(place, run_here, one_sentence):

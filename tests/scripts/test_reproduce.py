@@ -57,3 +57,11 @@ def test_run_hands_its_words_on(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "scripts.table_runs", module)
     run(monkeypatch, "--run", "table=5", "model=mini")
     assert json.loads(capsys.readouterr().out) == {"words": ["table=5", "model=mini"]}
+
+
+@pytest.mark.parametrize("flag", [("--table", 3), ("--results", "results")])
+def test_a_table_beside_run_is_one_sentence(flag, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *flag, "--run", "table=5")
+    assert ended.value.code == 2
+    assert "--run must have its table and results as words, got" in capsys.readouterr().err

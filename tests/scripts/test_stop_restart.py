@@ -79,7 +79,7 @@ def test_killed_and_interrupted_at_random_moments(place, start_script, run_scrip
     assert "Traceback" not in stderr
     check_whole(place.folder)
     # Ctrl-C cleans up; only the kill may have left a temporary file, under the other process's id
-    assert not list(place.folder.rglob(f".*.{process.pid}.tmp"))
+    assert not list(place.folder.rglob(f".*-{process.pid}-*.tmp"))
 
     finished = run_script("evaluate", *options, cwd=place.folder)
     assert finished.code == 0, finished.stderr

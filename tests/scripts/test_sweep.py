@@ -1,14 +1,18 @@
 """Sweeps: how cells are named, that none stops another, and that a stopped sweep continues."""
 
+import functools
 import json
+import shutil
 import signal
 import time
 from dataclasses import dataclass
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
+from conf.schema import register
 from quant.errors import UserError
-from scripts.cli import CONF, compose, mistake
+from scripts.cli import ROOT, compose, mistake, run_all
 from scripts.evaluation import evaluate, prepare
 from scripts.sweep import (
     DONE,
@@ -32,7 +36,7 @@ class Config:
 
 
 def plan(*words):
-    return plan_sweep("evaluate", ["-m", *words], CONF)
+    return plan_sweep("evaluate", ["-m", *words], ROOT)
 
 
 def test_cells_are_named_by_what_they_vary_in_the_sweepers_order():
@@ -53,7 +57,8 @@ def test_cells_are_named_by_what_they_vary_in_the_sweepers_order():
 
 
 def test_a_sweep_is_what_the_command_line_says():
-    assert plan_sweep("evaluate", ["variant=bf16"], CONF) is None
+    assert plan_sweep("evaluate", ["variant=bf16"], ROOT) is None
+    assert plan("--help") is None and plan("variant=bf16", "--cfg", "job") is None
     assert not plan("variant=bf16,int8", "hydra/launcher=submitit_slurm").is_here
     assert plan("variant=bf16,int8", "hydra/launcher=basic").is_here
 
@@ -62,12 +67,38 @@ def test_a_launcher_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("scripts.sweep.find_spec", lambda name: None)
     with pytest.raises(UserError, match="launcher=submitit_slurm needs .* install the extra slurm"):
         plan("variant=bf16,int8", "hydra/launcher=submitit_slurm")
+    assert not plan("variant=bf16,int8", "hydra/launcher=joblib").is_here  # Hydra's to refuse
 
 
-def test_time_left_ignores_cells_that_were_done_before():
-    assert seconds_left([10.0, 14.0], 5, None) == 3 * 12
-    assert seconds_left([0.1, 0.2, 10.0], 5, None) == 2 * 10
-    assert seconds_left([10.0, 10.0], 6, 12.0) == 4 * 6  # side by side
+def test_records_are_in_the_repository_wherever_the_command_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {plan("n=4").folder for _ in range(2)}
+    assert len(folders) == 2  # of one second
+    assert {folder.parent for folder in folders} == {ROOT / "outputs" / "multirun"}
+
+
+def test_time_left_ignores_cells_that_were_nearly_done_before():
+    assert seconds_left([10.0, 14.0], 3, None) == 3 * 12
+    assert seconds_left([0.1, 0.2, 10.0], 2, None) == 2 * 10
+    assert seconds_left([10.0, 10.0], 4, 12.0) == 4 * 6  # side by side, 20 / 12 at a time
+    assert seconds_left([], 2, None) is None and seconds_left([], 2, 5.0) is None
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_cell_that_found_everything_gives_no_time_left(tmp_path, capsys, is_here):
+    sweep = Sweep("evaluate", ("a=1", "a=2", "a=3", "a=4"), tmp_path / "cells", is_here)
+    narrator = Narrator(sweep)
+    outcomes = [{"drawn": 0}, UserError("no"), {"drawn": 3}]
+    for number, outcome in enumerate(outcomes):
+        main = raising(outcome) if isinstance(outcome, Exception) else lambda _, o=outcome: o
+        sweep.run_cell(number, Config, main, mistake)
+    path = sweep.folder / "2.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 50.0}))
+    narrator.say()
+    lines = capsys.readouterr().err.splitlines()
+    assert [" left" in line for line in lines] == [False, False, True]
+    if is_here:
+        assert lines[2] == "[3/4] a=3: 50.0 s, about 50 s left"
 
 
 def test_a_cell_ends_with_one_line():
@@ -99,7 +130,7 @@ def test_whatever_a_cell_raises_is_kept_and_nothing_else_stops(sweep, capsys):
         lambda config: {"failed": {"ssim": "out of order"}},
     ]
     for number, main in enumerate(outcomes):
-        sweep.run_cell(number, Config(number), main, mistake)
+        sweep.run_cell(number, functools.partial(Config, number), main, mistake)
     assert "Traceback" in capsys.readouterr().err  # of the bug, not of the mistake
     records = sweep.records()
     assert [record.status for record in records] == [DONE, FAILED, FAILED, INCOMPLETE]
@@ -117,13 +148,19 @@ def test_whatever_a_cell_raises_is_kept_and_nothing_else_stops(sweep, capsys):
     assert not sweep.folder.exists()
 
 
+def test_a_configuration_that_does_not_fit_is_the_cells_own_failure(sweep):
+    sweep.run_cell(0, lambda: raising(UserError("no such key"))(None), lambda config: {}, mistake)
+    (record,) = sweep.records()
+    assert (record.status, record.why, record.config) == (FAILED, "no such key", {})
+
+
 def test_ctrl_c_is_no_failure_of_a_cell(sweep):
     with pytest.raises(KeyboardInterrupt):
-        sweep.run_cell(0, Config(), raising(KeyboardInterrupt()), mistake)
+        sweep.run_cell(0, Config, raising(KeyboardInterrupt()), mistake)
 
 
 def test_a_cell_without_a_record_has_failed(sweep):
-    sweep.run_cell(1, Config(), lambda config: None, mistake)
+    sweep.run_cell(1, Config, lambda config: None, mistake)
     records = sweep.close()
     assert [record.status for record in records] == [FAILED, DONE, FAILED, FAILED]
     assert records[0].why.startswith("no result came back: its job was killed")
@@ -133,13 +170,13 @@ def test_cells_of_other_processes_are_told_as_they_end(tmp_path, capsys, monkeyp
     monkeypatch.setattr("scripts.sweep.LOOK_SECONDS", 0.01)
     sweep = Sweep("evaluate", ("a=1", "a=2"), tmp_path / "cells", False)
     with Narrator(sweep):
-        sweep.run_cell(1, Config(), lambda config: None, mistake)
+        sweep.run_cell(1, Config, lambda config: None, mistake)
         end = time.monotonic() + 10
         while not (first := capsys.readouterr().err):
             assert time.monotonic() < end
             time.sleep(0.01)
-        sweep.run_cell(0, Config(), lambda config: False, mistake)
-    assert first.startswith("[1/2] a=2: 0.0 s, about ")
+        sweep.run_cell(0, Config, lambda config: False, mistake)
+    assert first.startswith("[1/2] a=2: 0.0 s")
     assert capsys.readouterr().err == "[2/2] a=1: in part, 0.0 s\n"
 
 
@@ -157,6 +194,40 @@ def test_cells_that_fail_are_named_at_the_end(place, run_here, monkeypatch, tmp_
     why = "n must be at least 3, got 2; fewer give no interval"
     assert ended.lines[-1] == f"evaluate: n=2: {why}"
     assert ended.document == {"cells": 2, "done": 1, "failed": {"n=2": why}}
+
+
+def test_help_of_a_sweep_is_help(run_here):
+    ended = run_here("evaluate", "-m", "--help")
+    assert ended.code == 0 and "variant" in ended.stdout and '"cells"' not in ended.stdout
+
+
+def test_records_that_cannot_be_kept_are_one_sentence(
+    run_here, one_sentence, monkeypatch, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    sweep = Sweep("evaluate", ("n=3",), tmp_path / "file" / "cells", True)
+    monkeypatch.setattr("scripts.cli.plan_sweep", lambda *_: sweep)
+    ended = run_here("evaluate", "-m", "n=3")
+    one_sentence(ended, "evaluate", "cannot write .*file.cells: Not a directory; choose a folder")
+
+
+def test_failures_are_told_before_what_follows_the_cells(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sweep = Sweep("evaluate", ("n=3", "n=4"), tmp_path / "cells", True)
+    monkeypatch.setattr("sys.argv", ["evaluate", "-m", "n=3,4"])
+
+    def finish(records):
+        assert "evaluate: n=3: no such thing\n" in capsys.readouterr().err
+        return {"failed": {"page": "none"}}
+
+    try:
+        register()
+        assert not run_all(sweep, raising(UserError("no such thing")), finish)
+    finally:
+        GlobalHydra.instance().clear()
+    out, err = capsys.readouterr()
+    assert err == "evaluate: page: none\n"
+    assert set(json.loads(out.splitlines()[-1])["failed"]) == {"n=3", "n=4", "page"}
 
 
 def test_a_sweep_says_what_differs_where_the_variant_is_the_same(place, run_here):
@@ -209,8 +280,10 @@ def test_seven_variants_stopped_twice_and_made_to_fail_once(place, start_script,
             assert process.returncode == 130
             assert stderr.endswith("evaluate: interrupted; the same command continues\n")
             assert "Traceback" not in stderr
-            cells = place.folder / "outputs" / "multirun"
-            assert [path.name for path in cells.iterdir()] == ["multirun.yaml"]
+        left = list((ROOT / "outputs" / "multirun").glob(f"cells-*-{process.pid}-*"))
+        assert len(left) == (stop == signal.SIGKILL)
+        for folder in left:
+            shutil.rmtree(folder)
 
     damaged = place.out / names["fused_int8"] / pictures[0]
     whole = damaged.read_bytes()

@@ -45,10 +45,14 @@ class Ledger:
             for name, value in zip(prompts or map("p{}".format, range(9)), column, strict=False)
         ]
         upsert(self.results / "scores.csv", SCORES, rows)
-        record = {"started": started, "identity": {"sampler": dict(sampler)}}
+        record = {
+            **{"started": started, "run": shared, "config": {}, "hardware": {"gpu": gpu}},
+            "identity": {"sampler": dict(sampler)},
+            "prompts": sorted({row["prompt_id"] for row in rows}),
+        }
         path = self.results / "runs" / f"{run_id}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(record | {"hardware": {"gpu": gpu}}))
+        path.write_text(json.dumps(record))
 
 
 @pytest.fixture

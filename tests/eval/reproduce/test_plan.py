@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from eval.gpus import load_peaks
+from eval.reproduce import ablation, fidelity, frontier, quality, text
 from eval.reproduce.estimate import load_measurements
 from eval.reproduce.plan import LADDER, TABLES, plan_table
-from eval.reproduce.runs import REAL
+from eval.reproduce.runs import REAL, VARIANTS
 from eval.reproduce.step import Machine, Need, Part, Request, Step, merge, render, sum_up, total
 from quant.errors import UserError
 from scripts.cli import compose
@@ -90,7 +91,7 @@ def test_what_exceeds_the_card_is_left_out_and_named():
 def test_scorers_that_cannot_run_are_left_out_only_where_the_table_stands_without():
     assert "lpips" in values(plan_table(replace(LAPTOP, table=5), KNOWN).steps[0].words)["scorers"]
     plan = plan_table(replace(LAPTOP, table=5), KNOWN, absent=["lpips"])
-    assert values(plan.steps[0].words)["scorers"] == "[psnr,ssim]"
+    assert values(plan.steps[0].words)["scorers"] == "[latent_error,psnr,ssim]"
     assert plan.left_out[0] == "lpips, which cannot run here (python scripts/doctor.py says why)"
     # eval/reproduce/runs.py takes the mini's rows from a GPU only
     assert plan.left_out[1].startswith("a place in the tables")
@@ -141,11 +142,85 @@ def test_what_tables_share_is_made_once():
 
 def test_a_large_card_times_random_weights_in_turn():
     steps = plan_table(replace(LARGE, table=1), KNOWN).steps
-    assert {step.words[0] for step in steps} == {"scripts/bench_model.py"}
+    assert [step.words[0] for step in steps] == ["scripts/tune.py", *["scripts/bench_model.py"] * 2]
+    formats = " ".join(steps[-1].words)
+    assert "bf16 fp8 nf4 q8_0 q4_k int8 --resolutions 1024 768 --images 5" in formats
+    # whole images at the measured steps, five rounds, both sizes: the limit leaves room for them
+    ms = [KNOWN.step_ms["h200", name, "dit8", 1024] for name in formats.split()[2:8]]
+    assert 1.5 * 5 * 48 * sum(ms) / 1e3 < steps[-1].seconds
+    profiled = plan_table(replace(LARGE, table=9), KNOWN).steps[-1].words
+    assert {*"stock bf16 fp8 nf4 q8_0 q4_k int8 --steps 12".split()} <= set(profiled)
     assert all(need != Need("weights", "ideogram4") for step in steps for need in step.needs)
     steps = plan_table(replace(CARD, table=1), KNOWN).steps
     sizes = [values(step.words)["size"] for step in steps if "evaluate" in step.words[0]]
     assert sizes == ["1024", "768"]
+
+
+def test_every_scorer_that_a_table_reads_is_in_its_plan():
+    mini = replace(LAPTOP, hardware="cuda", machine=Machine("cuda", "h200", 141.0))
+    read = {
+        3: {"mini": quality.OF_MINI, "ideogram4": set(quality.SCORERS) - set(quality.OF_MINI)},
+        4: dict.fromkeys(("mini", "ideogram4"), text.SCORERS),
+        5: dict.fromkeys(("mini", "ideogram4"), fidelity.SCORERS),
+        6: {"ideogram4": ablation.REAL_SCORERS},
+        7: dict.fromkeys(("mini", "ideogram4"), (frontier.SCORER, frontier.EXACT)),
+    }
+    for table, models in read.items():
+        for request in (mini, CARD):
+            steps = plan_table(replace(request, table=table), KNOWN).steps
+            for step in (step for step in steps if "evaluate" in step.words[0]):
+                scored = set(values(step.words)["scorers"].strip("[]").split(","))
+                assert set(models[request.model]) <= scored
+
+
+def test_tiles_are_searched_once_before_anything_is_multiplied_fused():
+    mini = replace(LAPTOP, hardware="cuda", machine=Machine("cuda", "h200", 141.0))
+    for request, words in ((CARD, ("scripts/tune.py",)), (LARGE, ("scripts/tune.py",)),
+                           (mini, ("scripts/tune.py", "--model", "mini"))):  # fmt: skip
+        for table in (3, 4, 5, 7):
+            steps = plan_table(replace(request, table=table), KNOWN).steps
+            assert [step.words for step in steps].index(words) == 0
+            assert sum("tune" in step.words[0] for step in steps) == 1
+    for table in (1, 2, 6):
+        assert plan_table(replace(CARD, table=table), KNOWN).steps[0].words == ("scripts/tune.py",)
+    for request, table in ((LAPTOP, 3), (LARGE, 6), (mini, 6)):  # nothing fused there
+        steps = plan_table(replace(request, table=table), KNOWN).steps
+        assert not any("tune" in step.words[0] for step in steps)
+
+
+@pytest.mark.parametrize("word", ["steps=12", "size=512", "sampler=turbo_12", "recipe=naive",
+                                  "guidance=1", "dtype=float32", "engine=stock"])  # fmt: skip
+def test_words_that_no_table_looks_for_are_planned_and_named(word):
+    plan = plan_table(replace(CARD, overrides=(word,)), KNOWN)
+    assert word in plan.steps[-1].words
+    assert plan.left_out[-1] == f"a place in the tables, which take no row made with {word}"
+    assert plan_table(replace(CARD, overrides=("readers=2",)), KNOWN).left_out[1:] == ()
+
+
+def test_words_that_nothing_takes_and_too_few_captions_are_named():
+    plan = plan_table(replace(CARD, table=2, overrides=("readers=2",)), KNOWN)
+    assert plan.left_out == ("readers=2, which no command of this table takes",)
+    mini = Request(5, "mini", "cuda", Machine("cuda", "h200", 141.0), n=20)
+    assert "are made of 200 captions; scores of 20 are" in plan_table(mini, KNOWN).left_out[-1]
+    assert plan_table(replace(mini, n=200), KNOWN).left_out == ()
+
+
+def test_what_a_card_of_24_gb_leaves_out_is_what_the_tables_call_oversized():
+    drawn = values(plan_table(CARD, KNOWN).steps[-1].words)["variant"].split(",")
+    assert set(VARIANTS) - set(drawn) == {*REAL.oversized, *REAL.unpublished}
+
+
+def test_recipes_of_the_ladder_without_a_plan_have_a_command_of_their_own():
+    command = ablation.direct_command("alpha_03")
+    convert, draw = command.split(" && ")
+    for line in (convert, draw):
+        name, *words = line.removeprefix("python scripts/").replace(" -m ", " ").split()
+        config = compose(name.removesuffix(".py"), words)
+        assert (config.recipe.name, config.recipe.alpha) == ("alpha_03", 0.3)
+    assert (config.dtype, config.engine, config.n) == (REAL.dtype, REAL.engine, 300)
+    assert set(ablation.REAL_SCORERS) <= set(config.scorers)
+    assert (config.sampler.name, config.sampler.steps) == (REAL.sampler, REAL.steps)
+    assert config.model.guidance == REAL.guidance
 
 
 def test_sums_say_when_they_are_not_all():
@@ -165,6 +240,7 @@ def test_sums_say_when_they_are_not_all():
         (replace(LAPTOP, table=1), "table 1 is about the full-size architecture, got model=mini"),
         (replace(CARD, table=8), r"table 8 calibrates .* \(120 GB\), got 24 GB; without one"),
         (replace(CARD, table=9, machine=Machine("cpu", "", None)), "table 9 .* no known card"),
+        (replace(LAPTOP, table=6, overrides=("recipe=naive",)), "table 6 draws with its own recip"),
         (replace(LAPTOP, overrides=("steps=many",)), "steps must be a number, got 'many'"),
     ],
 )

@@ -61,6 +61,14 @@ def test_a_run_of_another_size_belongs_to_another_place(two):
     assert chosen(two, place=MINI.at(128)) == {"bf16": "c" * 12, "fp8": "d" * 12}
 
 
+@pytest.mark.parametrize("other", [{"steps": 12}, {"guidance": 1.0}, {"name": "turbo_12"}])
+def test_runs_of_all_variants_under_another_sampler_enter_no_table(two, other):
+    sampler = {"name": "default_20", "steps": 20, "guidance": 3.0, "size_px": 256} | other
+    for run_id, variant in (("c", "bf16"), ("d", "fp8")):
+        two.add(run_id * 12, variant, VALUES, sampler=sampler, started="2026-02-01")
+    assert chosen(two) == {"bf16": "a" * 12, "fp8": "b" * 12}
+
+
 def test_the_reference_with_the_most_pictures_decides(two):
     two.add("c" * 12, "bf16", {"ocr_exact": [1, 1, 1]}, started="2026-02-01")
     assert chosen(two)["bf16"] == "a" * 12
@@ -111,4 +119,4 @@ def test_the_command_of_an_empty_cell_names_table_model_and_hardware():
     assert REAL.command(3) == (
         "python scripts/reproduce.py --run table=3 model=ideogram4 hardware=cuda_24gb"
     )
-    assert "model mini, prompts mini_hard, 256 px, float32, engine stock" in MINI.rule
+    assert "model mini, prompts mini_hard, 256 px, sampler default_20 with 20 steps" in MINI.rule

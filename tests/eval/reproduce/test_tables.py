@@ -1,5 +1,6 @@
 """What each table shows of rows whose answer is known, and what of rows that are not there."""
 
+import math
 import shutil
 
 import pandas as pd
@@ -22,7 +23,7 @@ from quant.errors import UserError
 
 REAL = {
     **{"model": "ideogram4", "engine": "dit8", "dtype": "bfloat16", "prompt_set": "bench300"},
-    "sampler": {"name": "quality_48", "size_px": 1024},
+    "sampler": {"name": "quality_48", "steps": 48, "guidance": 7.0, "size_px": 1024},
 }
 
 
@@ -57,7 +58,10 @@ def test_an_empty_ledger_gives_all_tables_with_reasons(ledger):
     assert lacking.command.endswith("--run table=3 model=mini hardware=cuda")
     assert pick(scores, "Ideogram 4", "mean").reason.startswith("does not apply")
     hps = cells(tables[2], "hpsv2 ↑", "cosine", "int8")
-    assert pick(hps, "Ideogram 4", "mean").reason == "needs the gated weights"
+    large = "needs the gated weights and a card of more than 24 GB"
+    assert pick(hps, "Ideogram 4", "mean").reason == large
+    nf4 = cells(tables[2], "hpsv2 ↑", "cosine", "nf4")
+    assert pick(nf4, "Ideogram 4", "mean").reason == "needs the gated weights"
     assert pick(hps, "mini", "mean").command.startswith("python scripts/evaluate.py -m variant=")
 
 
@@ -76,11 +80,17 @@ def test_speed_of_the_card_and_of_the_papers(committed):
     assert pick(short, "H200", "CFG step").value == pytest.approx(380.5, abs=0.05)
     stock = cells(table, "1024", "bf16", "stock")
     assert pick(stock, "RTX 3090", "image", "reported").reason == "not reported"
+    assert pick(stock, "H200", "GPUs").value == 1
+    for path in (("bf16", "stock"), ("bf16", "compiled"), ("rotated", "dit8")):
+        other = pick(cells(table, "1024", *path), "Ideogram 4", "image")
+        assert other.reason.startswith("does not apply") and not other.command
+    bf16 = pick(cells(table, "1024", "bf16", "dit8"), "Ideogram 4", "image")
+    assert bf16.reason == "does not apply: no public bf16 weights"
 
 
 def test_speed_of_the_real_model_is_its_own_size_and_card(ledger):
     for size, seconds in ((1024, 150.0), (768, 90.0)):
-        sampler = {"name": "quality_48", "size_px": size}
+        sampler = REAL["sampler"] | {"size_px": size}
         options = REAL | {"sampler": sampler, "gpu": "NVIDIA GeForce RTX 3090"}
         ledger.add(f"{size:012d}", "fp8", {"seconds": [seconds] * 5}, **options)
     table = speed.build(ledger.results)
@@ -102,7 +112,13 @@ def test_products_with_the_range_of_the_runs_and_the_health_of_the_card(committe
     assert (reported.low, reported.high) == (2.79, 3.46)
     assert pick(qkv, "RTX 3090", "fused GEMM").reason == "needs a card of sm_86"
     mean = cells(table, "mean of a step", "all")
-    assert pick(mean, "H200", "fused GEMM, M = 4096").value == pytest.approx(2.01, abs=0.005)
+    assert pick(mean, "H200", "fused GEMM, both M").value == pytest.approx(2.01, abs=0.005)
+    assert pick(mean, "H200", "fused GEMM, M = 4096").reason.endswith("is over both M")
+    both = [pick(qkv, "H200", f"fused GEMM, M = {m}").value for m in (4096, 4396)]
+    assert pick(qkv, "H200", "fused GEMM, both M").value == pytest.approx(
+        math.sqrt(math.prod(both))
+    )
+    assert pick(qkv, "RTX 3090", "health gate, bf16").reason == "needs a card of sm_86"
 
 
 def test_quality_is_paired_with_fp8_and_judged(ledger):
@@ -182,6 +198,14 @@ def test_fidelity_and_its_difference_to_int8(ledger):
     assert pick(nf4, "mini", "LPIPS ↓").reason == "needs the extra lpips and its backbone"
     assert pick(cells(table, "bf16"), "mini", "PSNR ↑").text == "reference"
     assert pick(cells(table, "fp8"), "Ideogram 4,", "PSNR ↑").text == "reference"
+    assert pick(cells(table, "bf16"), "Ideogram 4,", "PSNR ↑").reason == (
+        "does not apply: no public bf16 weights"
+    )
+    # on a card of 24 GB the unfused int8 is left out
+    large = pick(cells(table, "int8"), "Ideogram 4,", "latent error, Δ to fused_int8")
+    assert large.reason == "needs the gated weights and a card of more than 24 GB"
+    base = pick(cells(table, "fused_int8"), "Ideogram 4,", "latent error, Δ to fused_int8")
+    assert base.text == "reference"
     assert pick(cells(table, "int8"), "Ideogram 4 against", "LPIPS ↓", "reported").value == 0.243
     both = pick(cells(table, "nf4 and q4_k"), "Ideogram 4 against", "LPIPS ↓", "reported")
     assert (both.low, both.high) == (0.277, 0.306)
@@ -206,9 +230,13 @@ def test_the_ladder_of_the_real_model(ledger):
     ledger.add("b" * 12, "fused_int8", scores, **REAL, recipe="naive", backend="triton")
     table = ablation.build(ledger.results)
     assert pick(cells(table, "naive"), "Ideogram 4", "CLIPScore ↑").value == 22.0
-    assert pick(cells(table, "rotate"), "Ideogram 4", "CLIPScore ↑").reason == (
-        "needs the gated weights"
-    )
+    rotate = pick(cells(table, "rotate"), "Ideogram 4", "CLIPScore ↑")
+    assert rotate.reason == "needs the gated weights"
+    assert rotate.command == ablation.direct_command("rotate") and "recipe=rotate" in rotate.command
+    planned = pick(cells(table, "smooth_only"), "Ideogram 4", "CLIPScore ↑")
+    assert planned.command.endswith("--run table=6 model=ideogram4 hardware=cuda_24gb")
+    comfy, bf16 = (pick(cells(table, n), "Ideogram 4", "CLIPScore ↑") for n in ("comfy", "bf16"))
+    assert comfy.reason.startswith("does not apply") and "no public bf16" in bf16.reason
     assert pick(cells(table, "fp8"), "Ideogram 4", "CLIPScore ↑").reason == "see tables 3 and 5"
 
 
@@ -257,6 +285,15 @@ def test_the_map_is_that_of_the_deployment_page(committed):
     assert gain == pytest.approx(ratio, rel=1e-4)  # the CSV has five digits
     assert pick(found, "the papers", "768 px", "reported").text == "97.79 s/image"
     assert pick(found, "that card", "image, 768 px").reason == "needs that card"
+    large = pick(cells(table, "GeForce RTX 3090", "bf16"), "that card", "image, 768 px")
+    assert large.reason == "does not apply: it does not fit the card" and not large.command
+    unfused = pick(cells(table, "GeForce RTX 3090", "int8_unfused"), "from the", "fits", "counted")
+    assert unfused.text == "yes" and "peaked at 24.9 GB" in unfused.note
+    roomy = pick(cells(table, "H200 SXM", "int8_unfused"), "from the", "fits", "counted")
+    assert not roomy.note
+    (against,) = (note for note in table.notes if "contradict" in note)
+    assert "A100 80 GB SXM: predicted 1." in against and "reported 1.38 times slower" in against
+    assert "B200 (HGX): predicted" in against and "reported 3.49 times slower" in against
     own = cells(table, "H200 SXM", "fused_int8")
     assert pick(own, "that card", "image, 1024 px").value == pytest.approx(8.02, abs=0.005)
 
@@ -282,8 +319,10 @@ def test_the_breakdown_adds_up_and_bounds_what_linears_can_bring(committed):
     fused = cells(table, "1024", "fused_int8", "dit8")
     assert pick(fused, "H200", "against stock").value == pytest.approx(3.62, abs=0.005)
     fp8 = cells(table, "1024", "fp8", "dit8")
-    assert "no stock diffusers" in pick(fp8, "H200", "against stock").reason
-    papers = cells(table, "1024", "unfused W8A8", "the papers'")
+    alone = pick(fp8, "H200", "against stock")
+    assert "no stock diffusers" in alone.reason and "--variants stock bf16 fp8 " in alone.command
+    papers = cells(table, "not stated", "not stated", "theirs")
+    assert pick(papers, "RTX 3090", "linears", "reported").value == 12
     assert "nothing" in pick(papers, "RTX 3090", "torch.compile", "reported").text
 
 
