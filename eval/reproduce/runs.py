@@ -143,7 +143,8 @@ def lacking_cell(place: Place, variant: str, table: int, reason: str = "") -> Ce
     if variant in place.unpublished:
         return empty(f"does not apply: no public {variant} weights")
     if variant in place.oversized:
-        reason = f"{place.lacking} and a card of more than 24 GB"
+        larger = replace(place, hardware="cuda")
+        return empty(f"{place.lacking} and a card of more than 24 GB", larger.command(table))
     return empty(reason or place.lacking, place.command(table))
 
 
