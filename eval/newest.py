@@ -18,7 +18,10 @@ from quant.errors import UserError
 # What decides a checkpoint beside the model, its format and the recipe: only its hash is in a
 # run's name, and a hash does not tell a newer layout from other weights. Here with the values of
 # records that are older than the key.
-CHECKPOINT = {"lora": None, "lora_scale": 1.0, "calibration": None}
+CHECKPOINT = {
+    **{"lora": None, "lora_scale": 1.0, "calibration": None},
+    "latency": "conf/latency/h200.csv",  # of recipe=auto
+}
 
 
 def newest_runs(rows: pd.DataFrame, records: Path) -> pd.DataFrame:

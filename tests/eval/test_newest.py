@@ -51,6 +51,7 @@ DIFFERENT = [
     {"prompts": ("p0", "p1")},
     {"lora": "a.safetensors"},
     {"lora_scale": 0.5},
+    {"latency": "other.csv"},
     {"calibration": {"n": 2}},
 ]
 

@@ -114,22 +114,23 @@ def test_jobs_that_need_one_reference_draw_it_once(drawn, options, tmp_path, mon
 
 def test_the_whole_waits_for_shards_and_shards_not_for_each_other(options, monkeypatch):
     cells = [prepare(compose("evaluate", [*options, f"shard={i}/2"])) for i in range(2)]
-    waiting = threading.Event()
+    waiting, have = threading.Event(), []
     monkeypatch.setattr(drawing, "print", lambda *_, **__: waiting.set(), raising=False)
-    have = []
 
-    def finish():
-        with drawing._alone(cells[0], WHOLE):
-            have.append(True)
+    def hold(cell, shard):
+        with drawing._alone(cell, shard):
+            have.append(str(shard))
 
-    first, second = (drawing._alone(cell, cell.shard) for cell in cells)
-    with first, second:
-        assert not waiting.is_set()
-        thread = threading.Thread(target=finish)
-        thread.start()
-        assert waiting.wait(30) and have == []
-    thread.join(30)
-    assert have == [True]
+    with drawing._alone(cells[0], cells[0].shard):
+        second = threading.Thread(target=hold, args=(cells[1], cells[1].shard), daemon=True)
+        second.start()
+        second.join(10)
+        assert have == ["1/2"] and not waiting.is_set()
+        whole = threading.Thread(target=hold, args=(cells[0], WHOLE), daemon=True)
+        whole.start()
+        assert waiting.wait(10) and have == ["1/2"]
+    whole.join(10)
+    assert have == ["1/2", "0/1"]
 
 
 def test_no_process_is_started_for_nothing(options, monkeypatch):

@@ -22,13 +22,16 @@ LAUNCHER = "hydra/launcher=submitit_local"
 DEADLY = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
+from submitit import Job
 from scripts.cli import hydra_main
+
+Job._results_timeout_s = 1  # so long it looks for the result of a job that is dead
 
 @hydra_main("evaluate", lambda records: {{"finished": [record.status for record in records]}})
 def main(config):
     if config.n == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(4)
+    time.sleep(6)
     return {{"n": config.n}}
 
 main()
