@@ -100,7 +100,7 @@ def test_the_conversion_page_is_what_its_rows_say():
     rows = pd.read_csv(ROOT / "results" / "convert" / "convert.csv")
     page = (ROOT / "results" / "tables" / "convert.md").read_text()
     assert bench_convert.render(rows) == page
-    assert len(rows) == 4 and set(rows["cores"]) == {2}
+    assert len(rows) == 7 and set(rows["cores"]) == {2}
 
 
 def test_every_run_in_the_ledger_has_its_record():

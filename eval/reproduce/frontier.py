@@ -128,9 +128,11 @@ def build(results: Path) -> Table:
 
 
 def counted_bytes(variant: str) -> float:
-    """Count what both branches' linears take as stored; int8 with the kept ones in bf16."""
+    """Count what both branches' linears take as stored; int8 and fp8 leave adaLN and ends bf16."""
     if variant in ("int8", "fused_int8"):
         return float(weight_bytes(EXECUTIONS["fused_int8"]))
+    if variant == "fp8":  # one byte in the linears of `rotated`, which keeps none of them in bf16
+        return float(weight_bytes(EXECUTIONS["rotated"]))
     return BRANCHES * linear_weights() * (BITS | {"bf16": 16.0})[variant] / 8
 
 

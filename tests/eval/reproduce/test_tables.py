@@ -254,11 +254,21 @@ def test_the_frontier_by_size_and_distance(ledger):
     assert shown == {"bf16": "reference", "fp8": "yes", "q8_0": "yes", "q4_k": "yes", "int8": "no"}
     size = pick(cells(table, "q4_k"), "full size", "size")
     assert size.value == pytest.approx(10.48, abs=0.005) and "extrapolated" in size.note
-    assert pick(cells(table, "nf4"), "full size", "size").reason == "not measured"
     assert pick(cells(table, "int8"), "published", "size", "reported").value == 20.4
 
 
-@pytest.mark.parametrize("variant", ["int8", "q8_0", "q4_k"])
+def test_a_file_that_was_not_written_has_no_size(ledger):
+    rows = pd.read_csv(ledger.results / "convert" / "convert.csv")
+    (ledger.results / "convert").unlink()
+    (ledger.results / "convert").mkdir()
+    rows[rows["target"] != "nf4"].to_csv(ledger.results / "convert" / "convert.csv", index=False)
+    ledger.add("9" * 12, "bf16", {"latent_error": [0.3, 0.31, 0.32]})
+    table = frontier.build(ledger.results)
+    assert pick(cells(table, "nf4"), "full size", "size").reason == "not measured"
+    assert pick(cells(table, "fp8"), "full size", "size").value > 19
+
+
+@pytest.mark.parametrize("variant", ["bf16", "fp8", "int8", "q8_0", "nf4", "q4_k"])
 def test_counted_sizes_are_those_of_the_files(committed, variant):
     found = cells(frontier.build(committed), variant)
     counted = pick(found, "full size", "size", "counted").value
