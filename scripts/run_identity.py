@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ from scripts.cli import ROOT
 
 
 def make_run_id(start: datetime.datetime, commit: str, gpu: str) -> str:
-    """Name a run by UTC time, commit and GPU: 20261121-073105-8efc9a7-nvidia_h200.
+    """Name a run by UTC time, commit, GPU and chance: 20261121-073105-8efc9a7-nvidia_h200-3fa9.
 
-    Sorts by time. Seconds, because peers are spread over several runs a day.
+    Sorts by time. The last four digits are random: on a computer with several GPUs two runs may
+    start in the same second.
     """
     slug = re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_")
-    return f"{start.astimezone(datetime.UTC):%Y%m%d-%H%M%S}-{commit[:7]}-{slug}"
+    moment = f"{start.astimezone(datetime.UTC):%Y%m%d-%H%M%S}"
+    return f"{moment}-{commit[:7]}-{slug}-{secrets.token_hex(2)}"
 
 
 def identify(

@@ -231,8 +231,8 @@ def plan_sweep(script: str, words: Sequence[str], root: Path) -> Sweep | None:
     labels = tuple(" ".join(cell) for cell in product(*swept))
     chosen = overrides.get("hydra/launcher")
     launcher = "basic" if chosen is None else str(chosen.value())
-    lacks = find_spec("hydra_plugins.hydra_submitit_launcher") is None
-    if launcher.startswith("submitit_") and lacks:  # of others Hydra says what it knows
+    # of other launchers Hydra says itself what it knows
+    if launcher.startswith("submitit_") and not _has_submitit():
         raise UserError(
             f"hydra/launcher={launcher} needs hydra-submitit-launcher, which is not "
             "installed here; install the extra slurm, or leave the launcher out"
@@ -241,6 +241,13 @@ def plan_sweep(script: str, words: Sequence[str], root: Path) -> Sweep | None:
     name = f"cells-{moment}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     folder = root / "outputs" / "multirun" / name
     return Sweep(script, labels if swept else (script,), folder, launcher == "basic")
+
+
+def _has_submitit() -> bool:
+    try:
+        return find_spec("hydra_plugins.hydra_submitit_launcher") is not None
+    except ModuleNotFoundError:  # without any plugin of Hydra the parent package is missing too
+        return False
 
 
 def is_sweep() -> bool:

@@ -63,8 +63,14 @@ def test_a_sweep_is_what_the_command_line_says():
     assert plan("variant=bf16,int8", "hydra/launcher=basic").is_here
 
 
-def test_a_launcher_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr("scripts.sweep.find_spec", lambda name: None)
+@pytest.mark.parametrize("has_other_plugins", [True, False])
+def test_a_launcher_that_is_not_installed_is_named(monkeypatch, has_other_plugins):
+    def find_spec(name):
+        if not has_other_plugins:  # what importlib raises for a submodule of an absent package
+            raise ModuleNotFoundError("No module named 'hydra_plugins'")
+
+    monkeypatch.setattr("scripts.sweep.find_spec", find_spec)
+    assert plan("variant=bf16,int8").is_here
     with pytest.raises(UserError, match="launcher=submitit_slurm needs .* install the extra slurm"):
         plan("variant=bf16,int8", "hydra/launcher=submitit_slurm")
     assert not plan("variant=bf16,int8", "hydra/launcher=joblib").is_here  # Hydra's to refuse
