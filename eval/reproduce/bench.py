@@ -21,12 +21,27 @@ WHERE = "H200, random weights"
 COLUMNS = ("run_id", "gpu", "variant", "engine", "resolution", "text_tokens", "quantity")
 COLUMNS += ("value", "low", "high")
 TEXT_TOKENS = 300
-COMMAND = "python scripts/bench_model.py --variants"
+# What is compared at once, and for how long. On an H200 both sizes took 698 s of the engine's
+# (run 20261121-165916), 1444 s of the formats' (20261121-165909 and 20261121-165915).
+ENGINE = "stock compiled bf16 fused_int8 rotated"
+FORMATS = "stock bf16 fp8 nf4 q8_0 q4_k int8"  # those after bf16 decode for a product in bf16
+SECONDS = {ENGINE: 900.0, FORMATS: 1800.0}
 # variant and engine, in the order of the tables
 PATHS = (
     *(("bf16", "stock"), ("bf16", "compiled"), ("bf16", "dit8")),
     *((name, "dit8") for name in ("fp8", "int8", "fused_int8", "rotated", "q8_0", "nf4", "q4_k")),
 )
+
+
+def command(paths: str) -> str:
+    """Return the command that times paths at both sizes, in the seconds that they took if known."""
+    words = f"python scripts/bench_model.py --variants {paths} --resolutions 1024 768"
+    return words if paths not in SECONDS else f"{words} --seconds {SECONDS[paths]:g}"
+
+
+def command_for(path: tuple[str, str]) -> str:
+    """Return the command that times a path of PATHS."""
+    return command(ENGINE if path in PATHS[:3] or path[0] in ENGINE.split() else FORMATS)
 
 
 @dataclass(frozen=True)

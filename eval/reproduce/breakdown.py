@@ -27,11 +27,6 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 PAPERS, PAPERS_CARD = "RTX 3090, by the papers", "rtx3090"
 UNSTATED = "not stated"  # of which variant and engine the papers' figures are, is not known to us
-FORMATS = ("fp8", "nf4", "q8_0", "q4_k", "int8")
-COMMANDS = {
-    "formats": f"{bench.COMMAND} stock bf16 {' '.join(FORMATS)} --steps 12 --resolutions 1024 768",
-    "engine": f"{bench.COMMAND} stock compiled bf16 fused_int8 rotated --resolutions 1024 768",
-}
 COLUMNS = (
     *(Column(label) for label in ("px", "variant", "engine")),
     *(Column(label, MEASURED, bench.WHERE, "ms", ".1f") for label in (*PARTS, "waiting", "step")),
@@ -44,8 +39,7 @@ COLUMNS = (
 NOTES = (
     "Kernel ms of a CFG step from torch.profiler, by the kernels' names. A fused kernel counts "
     "whole; eager kernels that are named only for an addition, a product or a copy are other, and "
-    "so is the decoding of weights for a product in bf16 (fp8, nf4, q8_0, q4_k, int8); but "
-    "of q4_k's decoding the concatenations count as rotary in the run shown. Step: of "
+    "so is the decoding of weights for a product in bf16 (fp8, nf4, q8_0, q4_k, int8). Step: of "
     "unprofiled images. Waiting: the step less its kernels, below zero by the spread of the two.",
     "The bound is Amdahl's, 1 / (1 - share of the linears). `compiled` is stock diffusers without "
     "padding and mask, blocks under torch.compile. Against stock: of the same run.",
@@ -80,7 +74,7 @@ def _cells(
     timed: bench.Timed | None, stock: bench.Timed | None, path: tuple[str, str]
 ) -> tuple[Cell, ...]:
     if timed is None or "cfg_step_ms" not in timed.figures:
-        return (empty("not measured", _command(path)),) * (len(PARTS) + 5)
+        return (empty("not measured", bench.command_for(path)),) * (len(PARTS) + 5)
     spent = {
         label: sum(timed.figures[name].estimate for name in names) for label, names in PARTS.items()
     }
@@ -90,7 +84,7 @@ def _cells(
     cells += [figure(step - sum(spent.values())), figure(step)]
     cells += [figure(100 * share), figure(1 / (1 - share))]
     if stock is None:
-        return (*cells, empty("its run has no stock diffusers beside it", _command(path)))
+        return (*cells, empty("its run has no stock diffusers beside it", bench.command_for(path)))
     return (*cells, figure(stock.figures["cfg_step_ms"].estimate / step))
 
 
@@ -99,7 +93,3 @@ def _reported(reported: tuple[Reported, ...], variant: str) -> tuple[Cell, Cell]
         reported_cell(reported, variant, "linears_share", PAPERS_CARD),
         reported_cell(reported, variant, "compile_gain", PAPERS_CARD),
     )
-
-
-def _command(path: tuple[str, str]) -> str:
-    return COMMANDS["formats" if path[0] in FORMATS else "engine"]

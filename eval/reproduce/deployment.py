@@ -125,7 +125,7 @@ def _measured(gpu: Gpu, place: Place) -> Cell:
     if not place.fits:
         return empty("does not apply: it does not fit the card")
     path = "stock" if place.variant == "bf16_stock" else place.variant
-    command = f"{bench.COMMAND} {path} --resolutions 1024 768"
+    command = bench.command(path)
     return empty("not measured" if gpu.gpu == CARD else "needs that card", command)
 
 

@@ -8,6 +8,7 @@ nothing. Estimates are those of `eval.reproduce.estimate`.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from eval.reproduce.bench import ENGINE, FORMATS, SECONDS, command
 from eval.reproduce.estimate import Measurements, fits, picture_bytes
 from eval.reproduce.pictures import (
     CAPTIONS,
@@ -43,14 +44,9 @@ SCORERS = {
     **{(model, 7): ("latent_error", "ocr_exact", "ocr_ned") for model in MODELS},
 }
 EXTRAS = {5: ("lpips",)}
-PATHS = "stock compiled bf16 fused_int8 rotated"  # of scripts/bench_model.py
-WEIGHT_ONLY = "fp8 nf4 q8_0 q4_k int8"  # paths that decode for a product in bf16
-PROFILE_STEPS = 12  # enough to see where the time of a step goes
 IMAGES = 5  # of a variant, for a speed
 TOGETHER_GB = 120.0  # an H200 held what scripts/bench_model.py compares all at once; less does not
-# Limits given to the scripts. Whole images of the formats: 5 rounds of 119 s at 1024 px by the
-# measured steps, about half of that at 768 px, and the paths opened.
-GEMM_SECONDS, MODEL_SECONDS, FORMATS_SECONDS, TUNE_SECONDS = 480.0, 900.0, 1200.0, 600.0
+GEMM_SECONDS, TUNE_SECONDS = 480.0, 600.0  # limits given to the scripts
 # words that move pictures away from those that the tables look for
 MOVING = ("size", "steps", "guidance", "sampler", "dtype", "engine", "recipe", "prompts")
 
@@ -149,10 +145,7 @@ def _quality(
 
 def _speed(request: Request, known: Measurements, left_out: list[str]) -> list[Step]:
     if _together(request):
-        return [
-            _bench(PATHS, request),
-            _bench(f"bf16 {WEIGHT_ONLY}", request, seconds=FORMATS_SECONDS),
-        ]
+        return [_bench(ENGINE, request), _bench(FORMATS, request)]
     left_out.append(
         "stock diffusers and interleaving, because the card does not hold two variants at once"
     )
@@ -222,7 +215,7 @@ def _deployment(request: Request) -> list[Step]:
     draw += ("--gpu", request.machine.gpu) if request.machine.gpu else ()
     return [
         *_gemm(request),
-        _bench(PATHS, request),
+        _bench(ENGINE, request),
         Step(draw, "predicts every card from what this one reached", ()),
     ]
 
@@ -234,20 +227,13 @@ def _breakdown(request: Request) -> list[Step]:
             f"{TOGETHER_GB:g} GB, got {_memory(request)}; without one it stands on the committed "
             "rows: python scripts/reproduce.py --table 9"
         )
-    profiled = _bench(f"stock bf16 {WEIGHT_ONLY}", request, steps=PROFILE_STEPS)
-    return [_bench(PATHS, request), profiled]
+    return [_bench(ENGINE, request), _bench(FORMATS, request)]
 
 
-def _bench(
-    paths: str, request: Request, *, steps: int | None = None, seconds: float = MODEL_SECONDS
-) -> Step:
-    names = paths.split()
-    words = ("scripts/bench_model.py", "--variants", *names, "--resolutions", "1024", "768")
-    words += () if steps is None else ("--steps", str(steps))
-    words += ("--images", str(IMAGES), "--seconds", f"{seconds:g}", *_results(request))
-    what = f"draws {IMAGES} images of each in turn, random weights"
-    what += "" if steps is None else f", {steps} steps, and profiles them"
-    made = (Part("images", f"bench {paths} {steps}", seconds),)
+def _bench(paths: str, request: Request) -> Step:
+    words = (*command(paths).split()[1:], "--images", str(IMAGES), *_results(request))
+    what = f"draws {IMAGES} images of each in turn, random weights, and profiles their steps"
+    made = (Part("images", f"bench {paths}", SECONDS[paths]),)
     return Step(words, what, made, (GPU,), basis=LIMIT)
 
 

@@ -27,11 +27,6 @@ SLUG = "speed"
 SIZES = (1024, 768)
 PAPERS, PAPERS_CARD = "RTX 3090, by the papers", "rtx3090"
 DEVICES = 1.0  # scripts/bench_model.py uses one, however many the computer has
-FORMATS = "bf16 fp8 nf4 q8_0 q4_k int8"
-COMMANDS = {
-    "engine": f"{bench.COMMAND} stock compiled bf16 fused_int8 rotated --resolutions 1024 768",
-    "formats": f"{bench.COMMAND} {FORMATS} --resolutions 1024 768",
-}
 COLUMNS = (
     Column("px"),
     Column("variant"),
@@ -50,8 +45,8 @@ COLUMNS = (
 NOTES = (
     "H200: 48 steps with both branches and the text projection, 300 text tokens, without text "
     "encoder and VAE; the variants take turns, an image each; brackets are Student's 95 % interval "
-    "over images. Formats that were timed over fewer steps have a step but no image. GPUs: those "
-    "used, which is one. Peak: beside CUDA's context.",
+    "over images; formats that decode (fp8, nf4, q8_0, q4_k, int8) are of runs of their own. "
+    "GPUs: those used, which is one. Peak: beside CUDA's context.",
     f"{REAL.label}: wall-clock time of whole pictures, 95 % interval over captions. The papers' "
     "engine is their own: their figures stand with `dit8` for want of a better place.",
 )
@@ -84,8 +79,7 @@ def _measured(
     results: Path, rows: pd.DataFrame, path: tuple[str, str], size: int
 ) -> tuple[Cell, ...]:
     found = bench.newest(rows, bench.H200, path, size, "image_s", "cfg_step_ms")
-    is_format = path[0] in FORMATS.split() and path != ("bf16", path[1])
-    command = COMMANDS["formats" if is_format else "engine"]
+    command = bench.command_for(path)
     lacking = empty("not measured", command)
     if found is None:
         return (lacking,) * 5
