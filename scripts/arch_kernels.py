@@ -17,6 +17,7 @@ import triton
 from triton.compiler.errors import CompilationError
 
 from kernels import (
+    decode_triton,
     int8_gemm_tma,
     int8_gemm_triton,
     norms_triton,
@@ -234,6 +235,28 @@ def qk_norm_rope_cases(sm: int) -> Iterator[Case]:
         yield Case("qk_norm_rope", "bfloat16", f"{heads}x{d}", launch, "none", True, d == 256)
 
 
+def _launch_decode(name: str, k: int) -> None:
+    codes = torch.empty(N, k, dtype=torch.uint8)
+    stored = {
+        "fp8": [codes.view(torch.float8_e4m3fn), torch.empty(N)],
+        "q8_0": [torch.empty(N, k // 32 * 34, dtype=torch.uint8)],
+        "q4_k": [torch.empty(N, k // 256 * 144, dtype=torch.uint8)],
+        "nf4": [torch.empty(N * k // 2, 1, dtype=torch.uint8), torch.empty(N * k // 64)],
+    }[name]
+    stored += [torch.empty(16)] if name == "nf4" else []
+    values = {"name": name, "stored": stored, "weight": torch.empty(N, k, dtype=torch.bfloat16)}
+    values["config"] = decode_triton.choose_config(name, k)
+    call_by_name(decode_triton.launch, values)
+
+
+def decode_cases(sm: int) -> Iterator[Case]:
+    """List the decoders of weights, at the widths of the two models."""
+    for name in ("fp8", "q8_0", "q4_k", "nf4"):
+        for k in WIDTHS:
+            launch = partial(_launch_decode, name, k)
+            yield Case("decode", name, f"k{k}", launch, "none", True, k == FEED_FORWARD)
+
+
 KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
     "int8_gemm": mma_cases,
     "int8_gemm_tma": tma_cases,
@@ -241,6 +264,7 @@ KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
     "norms": norms_cases,
     "swiglu": swiglu_cases,
     "qk_norm_rope": qk_norm_rope_cases,
+    "decode": decode_cases,
 }
 
 

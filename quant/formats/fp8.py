@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from kernels.decode import decode_into, has_kernel
 from quant.errors import UserError
 from quant.types import Codec, TensorSpec
 
@@ -113,6 +114,10 @@ def decode(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Ten
         (N, K) on the device of the tensors.
     """
     values, scales = tensors[".weight"], tensors[".weight_scale"]
+    if has_kernel(values.device):
+        weight = torch.empty(values.shape, dtype=dtype, device=values.device)
+        decode_into("fp8", [values, scales], weight)
+        return weight
     if values.device.type != "cpu":
         # Exact in every dtype of 16 bits and more; torch multiplies a mixed pair in fp32 and
         # rounds at the end, without an fp32 copy of the weight.

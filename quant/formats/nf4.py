@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from kernels.decode import decode_into, has_kernel
 from quant.errors import UserError
 from quant.types import Codec, TensorSpec
 
@@ -116,13 +117,17 @@ def decode(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Ten
     """
     n, k = _shape(tensors)
     codes, absmax = tensors[".weight"].flatten(), tensors[".weight.absmax"]
-    pairs = _pairs(tensors[".weight.quant_map"])
+    levels = tensors[".weight.quant_map"]
     weight = torch.empty(n * k, dtype=dtype, device=codes.device)
+    if has_kernel(codes.device):
+        decode_into("nf4", [codes, absmax, levels], weight.view(n, k))
+        return weight.view(n, k)
+    pairs = _pairs(levels)
     size = DECODE_VALUES if codes.device.type == "cpu" else GPU_DECODE_VALUES
     pieces = (weight.split(size), codes.split(size // 2), absmax.split(size // BLOCK))
     for out, byte, scale in zip(*pieces, strict=True):
-        levels = pairs.index_select(0, byte.int()).view(torch.float32).view(-1, BLOCK)
-        out.copy_(levels.mul_(scale[:, None]).flatten())
+        values = pairs.index_select(0, byte.int()).view(torch.float32).view(-1, BLOCK)
+        out.copy_(values.mul_(scale[:, None]).flatten())
     return weight.view(n, k)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from kernels.decode import decode_into, has_kernel
 from quant.errors import UserError
 from quant.types import Codec, TensorSpec
 
@@ -117,6 +118,9 @@ def decode(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Ten
     stored = tensors[".weight"]
     n, k = stored.shape[0], stored.shape[1] // BLOCK_BYTES * BLOCK
     weight = torch.empty(n, k, dtype=dtype, device=stored.device)
+    if has_kernel(stored.device):
+        decode_into("q8_0", [stored], weight)
+        return weight
     size = PIECE_VALUES if stored.device.type == "cpu" else GPU_PIECE_VALUES
     rows = max(1, size // k)
     for piece, out in zip(stored.split(rows), weight.split(rows), strict=True):

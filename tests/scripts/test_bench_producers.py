@@ -3,7 +3,9 @@ import torch
 
 from quant.errors import UserError
 from scripts import bench_producers as module
-from scripts.bench_producers import FAMILIES, LAYOUT, choose_cases
+from scripts import producer_cases
+from scripts.bench_producers import LAYOUT, choose_cases
+from scripts.producer_cases import DECODERS, FAMILIES
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
@@ -32,7 +34,7 @@ def test_the_copy_is_always_measured(with_gpu):
 
 def test_every_spread_covers_its_row_without_much_waste(with_gpu):
     for case in choose_cases([]):
-        if case.kernel in ("copy", "qk_norm_rope_"):
+        if case.kernel in ("copy", "qk_norm_rope_", "decode"):
             continue
         assert len(case.spreads) >= 6
         for config in case.spreads:
@@ -41,10 +43,10 @@ def test_every_spread_covers_its_row_without_much_waste(with_gpu):
 
 
 def test_rows_of_the_table(monkeypatch):
-    (case,) = module.copy_cases()
+    (case,) = producer_cases.copy_cases()
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: FakeDevice())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**10, 10**11))
-    monkeypatch.setattr(module, "_rows", lambda m, k: torch.ones(m, k).bfloat16())
+    monkeypatch.setattr(producer_cases, "_rows", lambda m, k: torch.ones(m, k).bfloat16())
     monkeypatch.setattr(module, "cuda_sampler", lambda calls, graph: lambda: 0.5)
     (row,) = module.measure(case, 4, True, 3)
     assert set(row) == set(LAYOUT.key + LAYOUT.values) - {"run_id", "gpu", "versions", "commit"}
@@ -61,6 +63,18 @@ def test_every_kernel_of_the_engine_is_there(with_gpu):
     assert kernels == {
         *("copy", "quant_rows", "modulated_norm", "modulated_norm_quant", "gated_residual"),
         *("gated_residual_norm", "gated_residual_norm_quant", "swiglu", "swiglu_quant"),
-        "qk_norm_rope_",
+        *("qk_norm_rope_", "decode"),
     }
-    assert len(FAMILIES) == 5
+    assert len(FAMILIES) == 6
+
+
+def test_every_decoder_is_timed_beside_its_torch(with_gpu):
+    variants = {case.variant for case in choose_cases(["decode"])} - {"bf16"}
+    assert variants == {f"{name}{end}" for name in DECODERS for end in ("", "-torch")}
+
+
+@pytest.mark.gpu
+def test_decoders_are_timed(cuda):
+    for case in producer_cases.decode_cases():
+        rows = module.measure(case, 64, "torch" not in case.variant, 3)
+        assert len(rows) == max(1, len(case.spreads)) and all(row["p50_ms"] > 0 for row in rows)
