@@ -1,4 +1,5 @@
 import contextlib
+import os
 
 import pytest
 import torch
@@ -142,6 +143,7 @@ def test_a_sample_is_the_mean_of_a_call(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="needs the GPU alone: without -n")
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 def test_work_that_is_twice_as_long_takes_twice_as_long(graph):
     """`_sleep` counts clock ticks, so that two lengths of it must come out 1 : 2."""
@@ -151,7 +153,6 @@ def test_work_that_is_twice_as_long_takes_twice_as_long(graph):
         return lambda: (torch.cuda._sleep(cycles), x)[1]
 
     made = {cycles: cuda_sampler([call(cycles)] * 2, graph) for cycles in (10**6, 2 * 10**6)}
-    # the fastest, which other tests on the same GPU disturb least
-    fastest = {key: min(samples) for key, samples in interleave(made, 9).items()}
-    assert fastest[2 * 10**6] / fastest[10**6] == pytest.approx(2, rel=0.1)
-    assert 0.3 < fastest[10**6] < 3  # at 3.3 and 0.3 GHz
+    medians = {key: percentiles(s).p50_ms for key, s in interleave(made, 5).items()}
+    assert medians[2 * 10**6] / medians[10**6] == pytest.approx(2, rel=0.1)
+    assert 0.3 < medians[10**6] < 3  # at 3.3 and 0.3 GHz
