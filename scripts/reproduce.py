@@ -6,7 +6,8 @@
     python scripts/reproduce.py --run table=1 model=ideogram4 hardware=cuda_24gb plan=true
 
 Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv, and
-from all nine <results>/FINDINGS.md, which says which of the papers' claims hold here.
+from all nine <results>/FINDINGS.md, which says which of the papers' claims hold here; with them
+<results>/tables/headline.md, the sentences of README.md (scripts/fill_readme.py puts them there).
 Measured and reported figures stand in separate columns; an empty cell says why it is empty and
 which command fills it. With --run it says beforehand how long it takes and how much disk
 (plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
@@ -25,7 +26,7 @@ from typing import Any
 from eval.limits import examine
 from eval.limits_table import answer
 from eval.margins import load_margins
-from eval.reproduce import findings_page, quality_claims, speed_claims
+from eval.reproduce import findings_page, headline, quality_claims, speed_claims
 from eval.reproduce.finding import find
 from eval.reproduce.table import Table, tally
 from eval.reproduce.tables import BUILDERS, build_tables, write_tables
@@ -43,6 +44,7 @@ def reproduce(results: Path, number: int | None) -> dict[str, Any]:
     paths = write_tables(tables, results / "tables")
     if number is None:
         paths.append(write_findings(results, {table.number: table for table in tables}))
+        paths.append(write_headline(results))
     for table in tables:
         counts = tally([table])
         filled = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
@@ -56,6 +58,13 @@ def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:
     settings = answer(examine(limits.read_runs(options), load_margins()))
     text = findings_page.render(find(CLAIMS, tables, results), settings)
     page = results / "FINDINGS.md"
+    write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
+    return page
+
+
+def write_headline(results: Path) -> Path:
+    """Write <results>/tables/headline.md from the committed rows; returns the file."""
+    text, page = headline.build(results), results / "tables" / "headline.md"
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
     return page
 

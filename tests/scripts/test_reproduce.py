@@ -35,12 +35,16 @@ def test_one_table_in_three_forms(results, monkeypatch, capsys):
         assert (results / "tables" / name).read_bytes() == committed.read_bytes()
 
 
-def test_all_tables_and_the_findings(results, monkeypatch, capsys):
+def test_all_tables_the_findings_and_the_headline(results, monkeypatch, capsys):
     run(monkeypatch, "--results", results)
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(document["files"]) == 9 * 3 + 1
-    committed = ROOT / "results" / "FINDINGS.md"
-    assert (results / "FINDINGS.md").read_bytes() == committed.read_bytes()
+    pages = ("FINDINGS.md", "tables/headline.md")
+    assert len(document["files"]) == 9 * 3 + len(pages)
+    for name in pages:
+        assert (results / name).read_bytes() == (ROOT / "results" / name).read_bytes(), name
+    run(monkeypatch, "--results", results)
+    for name in pages:
+        assert (results / name).read_bytes() == (ROOT / "results" / name).read_bytes(), name
 
 
 def test_an_unknown_table_is_one_sentence(results, monkeypatch, capsys):

@@ -1,0 +1,284 @@
+"""What was measured, in sentences: the list that README.md shows in its section on speed.
+
+Whoever reads a README does not add up nine tables, and figures typed by hand are wrong after the
+next run. So every sentence is made of committed rows, chosen as the tables choose: of several runs
+of a model the newest, its times compared within one run; of products the ratio to an anchor of the
+same run, geometric mean of several runs. What has no rows is named with the command that makes
+them.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eval.gemm_rows import GEMM, PEERS, ROWS_M, SHAPES, STEP_M, ratios
+from eval.ledger import read_table
+from eval.margins import load_margins
+from eval.reproduce import bench
+from eval.reproduce.finding import shown
+from eval.reproduce.quality_claims import EVALUATE
+from eval.reproduce.runs import MINI, VARIANTS, choose_runs
+from eval.reproduce.speed import SIZES
+from eval.reproduce.speed_claims import CAP_GB, DECODED
+from eval.reproduce.table import Cell
+from eval.scorers import SCORERS
+from eval.stats import MIN_PROMPTS
+from eval.verdict import TIMES, WORST_FIRST, compare, conclude
+
+Rows = Sequence[Mapping[str, Any]]
+Ratios = Mapping[tuple[str, int], float]  # (shape, M) -> times as fast
+
+WIDTH = 110  # columns, as README.md
+SIZE = SIZES[0]  # px, of whole pictures
+STOCK, COMPILED, BF16 = bench.PATHS[:3]
+FUSED, ROTATED = ("fused_int8", "dit8"), ("rotated", "dit8")
+# variant and engine -> what the sentences call them
+COMPARED = {
+    STOCK: "stock diffusers",
+    COMPILED: "compiled (stock without padding, torch.compile)",
+    BF16: "the engine in bf16",
+    FUSED: "fused_int8",
+    ROTATED: "rotated",
+}
+FEW_M = ROWS_M[:3]
+GEMM_COMMAND = "python scripts/bench_gemm.py --paths"
+OURS, OURS_QUANTIZED = ("dit8", "gemm_graph"), ("dit8_quant", "quant_gemm_graph")  # path, mode
+
+
+def build(results: Path) -> str:
+    """Make the list from bench/model.csv, bench/gemm.csv and the ledger.
+
+    Returns:
+        a Markdown list, wrapped; ends with a newline.
+
+    Raises:
+        UserError: rows that cannot be read.
+    """
+    times = bench.read_bench(results)
+    products = read_table(results / "bench" / "gemm.csv", GEMM)
+    products = products[products["gpu"] == bench.H200]
+    runs = [own.to_dict("records") for _, own in products.groupby("run_id", sort=True)]
+    entries = (
+        *(_step(times, size) for size in SIZES),
+        _formats(times),
+        _capped(times),
+        *_products(sum(runs, [])),
+        _peers(runs),
+        _verdicts(results),
+    )
+    fill = textwrap.TextWrapper(
+        WIDTH,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).fill
+    return "".join(f"{fill(entry)}\n" for entry in entries)
+
+
+def _step(rows: pd.DataFrame, size: int) -> str:
+    """Compare the CFG steps of the newest run of fused_int8."""
+    command = bench.command_for(FUSED)
+    fused = bench.newest(rows, bench.H200, FUSED, size, "cfg_step_ms")
+    if fused is None:
+        return f"A CFG step at {size} px is not measured in fused_int8: `{command}`."
+    found = {path: _beside(rows, fused, path, size, "cfg_step_ms") for path in COMPARED}
+    steps = {path: cell for path, cell in found.items() if cell is not None}
+    listed = (f"{COMPARED[path]} {shown(cell, '.1f')} ms" for path, cell in steps.items())
+    said = [
+        f"A CFG step at {size} px ({bench.WHERE}; run {fused.run_id}, Student's 95 % intervals "
+        f"over its images): {_listed(listed)}"
+    ]
+    for base in (STOCK, BF16):
+        factors = [
+            f"{COMPARED[path]} {steps[base].value / steps[path].value:.2f} times"
+            for path in (FUSED, ROTATED)
+            if base in steps and path in steps
+        ]
+        if factors:
+            said.append(f"{_listed(factors)} as fast as {COMPARED[base]}")
+    absent = [COMPARED[path] for path in COMPARED if path not in steps]
+    return f"{'; '.join(said)}." + _lacking(absent, command, "Not measured in this run")
+
+
+def _formats(rows: pd.DataFrame) -> str:
+    """Compare a picture in every format that decodes with bf16's of the same run."""
+    command = bench.command(bench.FORMATS)
+    timed = {
+        name: bench.newest(rows, bench.H200, (name, BF16[1]), SIZE, "image_s") for name in DECODED
+    }
+    by_run: dict[str, list[str]] = {}
+    unpaired = []
+    for name, own in timed.items():
+        if own is None:
+            continue
+        text = f"{name} {shown(own.cell('image_s'), '.2f')} s"
+        base = _beside(rows, own, BF16, SIZE, "image_s")
+        if base is None:
+            unpaired.append(name)
+        else:
+            by_run.setdefault(own.run_id, [f"bf16 {shown(base, '.2f')} s"])
+            text += f" ({own.cell('image_s').value / base.value:.2f} times as long)"
+        by_run.setdefault(own.run_id, []).append(text)
+    said = [f"run {run_id}: {_listed(by_run[run_id])}" for run_id in sorted(by_run)]
+    return (
+        f"A picture of {SIZE} px in the formats that are decoded for every product, beside bf16 "
+        f"under the same engine ({bench.WHERE}; without text encoder and VAE; Student's 95 % "
+        "intervals over images)"
+        + (f", {'; '.join(said)}." if said else ".")
+        + _lacking([name for name, own in timed.items() if own is None], command)
+        + _lacking(unpaired, command, "Without bf16 in the same run")
+    )
+
+
+def _capped(rows: pd.DataFrame) -> str:
+    capped = rows[rows["versions"].astype(str).str.endswith(f"cap {CAP_GB:g} GB")]
+    timed = bench.newest(capped, bench.H200, FUSED, SIZE, "peak_bytes_capped")
+    what = f"A whole picture of {SIZE} px in fused_int8 under a cap of {CAP_GB:g} GB"
+    if timed is None:
+        return f"{what} is not measured: `python scripts/bench_model.py --cap-gb {CAP_GB:g}`."
+    peak = shown(timed.cell("peak_bytes_capped", 1e-9), ".2f")
+    return (
+        f"{what}, text encoder and VAE taking turns with the branches, peaks at {peak} GB, CUDA's "
+        f"context included ({bench.WHERE})."
+    )
+
+
+def _products(rows: Rows) -> tuple[str, str]:
+    """Say how fast products are against cuBLAS, with quantization and without."""
+    where = "H200, CUDA graphs; lowest to highest of"
+    count = f"{where} {len(SHAPES)} products, {_listed(SHAPES)}"
+    against_bf16 = ratios(rows)
+    spans = [_span(against_bf16, OURS_QUANTIZED, sizes) for sizes in (STEP_M, FEW_M)]
+    alone, absent = _span(ratios(rows, "fp8"), OURS, STEP_M)
+    command = f"{GEMM_COMMAND} dit8_quant --m {_words((*FEW_M, *STEP_M))}"
+    return (
+        f"Row quantization and int8 product together against cuBLAS in bf16 ({count}): "
+        f"{'; '.join(text for text, _ in spans)}."
+        + _lacking([name for _, names in spans for name in names], command),
+        f"The int8 product alone against cuBLASLt's FP8 with row-wise scales ({where} the same): "
+        f"{alone}." + _lacking(absent, f"{GEMM_COMMAND} dit8 --m {_words(STEP_M)}"),
+    )
+
+
+def _span(
+    found: Mapping[Any, float], what: tuple[str, str], sizes: Sequence[int]
+) -> tuple[str, list[str]]:
+    """Return the range over all products as words, and the cells without rows."""
+    cells = _cells(found, what, sizes)
+    absent = [_name(s, m) for s in SHAPES for m in sizes if (s, m) not in cells]
+    where = f"at {_listed(map(str, sizes))} rows"
+    if not cells:
+        return f"{where} not measured", [f"all products {where}"]
+    return f"{where} {_between(cells.values())} times as fast", absent
+
+
+def _peers(runs: Sequence[Rows]) -> str:
+    """Compare the product alone with each other project's, in the runs that have both."""
+    said, absent = [], {}
+    for peer in PEERS:
+        found = _cells(ratios(sum(runs, []), peer), OURS, STEP_M)
+        alone = [_cells(ratios(run, peer), OURS, STEP_M) for run in runs]
+        if found:
+            said.append(_against(peer, found, alone))
+        if len(found) < len(SHAPES) * len(STEP_M):
+            absent[peer] = f"{peer} {len(SHAPES) * len(STEP_M) - len(found)}"
+    return (
+        f"The int8 product alone against other projects', {len(SHAPES)} products at "
+        f"{_listed(map(str, STEP_M))} rows each (H200, CUDA graphs; several runs by their "
+        "geometric mean)"
+        + (f": {'; '.join(said)}." if said else ".")
+        + _lacking(
+            list(absent.values()),
+            f"{GEMM_COMMAND} dit8 {_words(absent)} --m {_words(STEP_M)}",
+            "Pairs of product and rows not measured",
+        )
+    )
+
+
+def _against(peer: str, found: Ratios, runs: Sequence[Ratios]) -> str:
+    """Say where ours is ahead of a peer and by what, and name where it is behind or unsettled."""
+    ahead = [value for value in found.values() if value >= 1]
+    behind = [
+        f"{_name(*cell)} (by {100 * (1 - value):.1f} % of its speed)"
+        for cell, value in found.items()
+        if value < 1
+    ]
+    unsettled = [
+        _name(*cell) for cell in found if len({run[cell] >= 1 for run in runs if cell in run}) > 1
+    ]
+    text = f"ahead of {peer} on {len(ahead)} of {len(found)} measured pairs"
+    if ahead:
+        text += f", {_between(ahead)} times as fast"
+    if behind:
+        text += f", behind on {_listed(behind)}"
+    return f"{text}, its runs disagree on {_listed(unsettled)}" if unsettled else text
+
+
+def _verdicts(results: Path) -> str:
+    """Judge the mini's variants as scripts/verdicts.py does, naming the scores that decide."""
+    scorers = [n for n, each in SCORERS.items() if not each.needs_reference and n not in TIMES]
+    runs = {
+        name: run
+        for name, run in choose_runs(results, MINI, scorers).items()
+        if len({prompt for prompt, _ in run.pictures}) >= MIN_PROMPTS
+    }
+    what = f"Verdicts of the {MINI.label} against {MINI.reference}"
+    command = f"{EVALUATE}{','.join(VARIANTS)}"
+    base = runs.pop(MINI.reference, None)
+    if base is None:
+        return f"{what}: {MINI.reference} itself is not measured: `{command}`."
+    margins, by_kind = load_margins(), {kind: [] for kind in WORST_FIRST}
+    for name, run in runs.items():
+        found = [one for one in compare(run.values, base.values, margins) if one.margin is not None]
+        kind = conclude(name, MINI.reference, found).kind
+        deciding = [one.scorer for one in found if one.verdict.kind == kind]
+        every = "every score" if len(deciding) == len(found) else _listed(deciding)
+        by_kind[kind].append(f"{name} (by {every})")
+    said = [f"{kind}: {', '.join(names)}" for kind, names in by_kind.items() if names]
+    absent = [name for name in VARIANTS if name not in runs and name != MINI.reference]
+    return f"{what}, {len(base.pictures)} posters: {'; '.join(said) or 'none'}." + _lacking(
+        absent, command
+    )
+
+
+def _beside(
+    rows: pd.DataFrame, timed: bench.Timed, path: tuple[str, str], size: int, quantity: str
+) -> Cell | None:
+    """Return a figure of a path in the run of another, None where that run lacks it."""
+    own = rows[rows["run_id"] == timed.run_id]
+    found = bench.newest(own, bench.H200, path, size, quantity)
+    return None if found is None else found.cell(quantity)
+
+
+def _cells(found: Mapping[Any, float], what: tuple[str, str], sizes: Sequence[int]) -> Ratios:
+    path, mode = what
+    cells = {(shape, m): found.get((path, shape, m, mode)) for shape in SHAPES for m in sizes}
+    return {cell: value for cell, value in cells.items() if value is not None}
+
+
+def _name(shape: str, m: int) -> str:
+    return f"{shape} at {m} rows"
+
+
+def _between(values: Iterable[float]) -> str:
+    """Write a range of ratios; one number where its ends read the same."""
+    texts = [f"{value:.2f}" for value in sorted(values)]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
+
+
+def _lacking(names: Sequence[str], command: str, what: str = "Not measured") -> str:
+    """Say what has no rows and what makes them; nothing where nothing lacks."""
+    return f" {what}: {', '.join(names)}: `{command}`." if names else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _words(names: Iterable[Any]) -> str:
+    return " ".join(map(str, names))
