@@ -5,8 +5,9 @@ A fraction is counted work over measured time over stated peak. Products come fr
 from the breakdown in `results/bench/model.csv` at one resolution. Whole steps are never used: they
 are what the prediction is checked against, and so is every number of the other resolution.
 
-Only the newest run that has all of a component's rows counts: rows of an older commit say what the
-kernels were.
+Only one run that has all of a component's rows counts, the newest: rows of an older commit say what
+the kernels were. Of the model's runs one beside fused_int8 comes first, so that factors are of one
+run.
 """
 
 import math
@@ -18,6 +19,7 @@ import pandas as pd
 
 from eval.deployment import RESOLUTIONS, TEXT_TOKENS, Key, Measured, Times, image_tokens
 from eval.gpus import Gpu
+from eval.model_runs import best_first
 from eval.roofline import Fraction, amount, peak
 from models.work import (
     ATTENTION,
@@ -139,7 +141,7 @@ def _product_fraction(gemm: pd.DataFrame, gpu: Gpu, unit: str, path: str) -> Fra
 def _newest(
     model: pd.DataFrame, ours: str, resolution: int, quantities: Sequence[str]
 ) -> list[float] | None:
-    """Return quantities of the newest run that has all of them; run ids sort by time."""
+    """Return quantities of the best run that has all of them, see `eval.model_runs`."""
     variant, engine = MEASURED_AS[ours]
     mine = model[
         (model["variant"] == variant)
@@ -147,7 +149,7 @@ def _newest(
         & (model["resolution"] == resolution)
         & (model["text_tokens"] == TEXT_TOKENS)
     ]
-    for run in sorted(mine["run_id"].unique(), reverse=True):
+    for run in best_first(mine["run_id"], model, resolution):
         values = mine[mine["run_id"] == run].set_index("quantity")["value"]
         if set(quantities) <= set(values.index):
             return [float(values[name]) for name in quantities]

@@ -38,7 +38,7 @@ class Config:
 def choose_config(name: str, k: int) -> Config:
     """Return the spread for a format and K columns: 4096 values, or a narrow row of fp8.
 
-    Of ten spreads on an H200 within 2 % of the fastest for every format (bench_producers.py --sweep).
+    Of ten spreads on an H200 at most 3 % behind the fastest (bench_producers.py --sweep).
     """
     values = 4096 if name != "fp8" else min(4096, max(256, triton.next_power_of_2(k)))
     return Config(values, max(1, values // 1024))

@@ -3,7 +3,8 @@
     y = x decode(tensors)^T + bias
 
 What the tensors mean is the codec's affair (`quant.formats`): FP8, NF4 and the GGUF blocks all run
-through this one class. It saves memory, not time.
+through this one class. It saves memory, not time: decoding comes on top of the product, in one pass
+where `kernels.decode` has a kernel.
 """
 
 from collections.abc import Callable, Mapping

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -180,7 +181,10 @@ def recipe_config(name: str) -> RecipeConfig | None:
 
 
 class one_sentence:  # noqa: N801 (used like a function)
-    """End the script with one line on stderr when its user made a mistake or pressed Ctrl-C."""
+    """End the script with one line on stderr when its user made a mistake or pressed Ctrl-C.
+
+    Whoever reads its output may stop reading, as `| head` does: then it ends without a word.
+    """
 
     def __init__(self, script: str):
         self.script = script
@@ -199,7 +203,25 @@ class one_sentence:  # noqa: N801 (used like a function)
         if isinstance(error, Exception) and (sentence := mistake(error)) is not None:
             print(f"{self.script}: {sentence}", file=sys.stderr)
             sys.exit(2)
+        if error is None or isinstance(error, BrokenPipeError):
+            _end_unread(error)
         return False
+
+
+def _end_unread(error: BrokenPipeError | None) -> None:
+    """End the script if nobody reads its output any more; a pipe to a process is not meant."""
+    try:
+        sys.stdout.flush()
+        if error is None:
+            return
+    except BrokenPipeError:
+        pass
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        # Python flushes once more at its end, and would report the broken pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def mistake(error: Exception) -> str | None:

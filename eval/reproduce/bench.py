@@ -1,4 +1,4 @@
-"""Read the speeds of the full-size model: results/bench/model.csv, newest run first.
+"""Read the speeds of the full-size model from results/bench/model.csv and choose their runs.
 
 Times of two runs are never mixed in a row of a table: a row is one run's.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from eval.model_runs import best_first
 from eval.records import Interval
 from eval.reproduce.table import STUDENT, Cell, estimate, figure
 from quant.errors import UserError
@@ -19,7 +20,7 @@ SOURCE = "results/bench/model.csv"
 H200, RTX3090 = "NVIDIA H200", "NVIDIA GeForce RTX 3090"
 WHERE = "H200, random weights"
 COLUMNS = ("run_id", "gpu", "variant", "engine", "resolution", "text_tokens", "quantity")
-COLUMNS += ("value", "low", "high")
+COLUMNS += ("value", "low", "high", "versions")
 TEXT_TOKENS = 300
 # What is compared at once, and for how long. On an H200 both sizes took 698 s of the engine's
 # (run 20261121-165916), 1444 s of the formats' (20261121-165909 and 20261121-165915).
@@ -41,7 +42,12 @@ def command(paths: str) -> str:
 
 def command_for(path: tuple[str, str]) -> str:
     """Return the command that times a path of PATHS."""
-    return command(ENGINE if path in PATHS[:3] or path[0] in ENGINE.split() else FORMATS)
+    return command(ENGINE if is_engine(path) else FORMATS)
+
+
+def is_engine(path: tuple[str, str]) -> bool:
+    """Tell whether a path of PATHS is one of ENGINE."""
+    return path[0] == "bf16" or path[0] in ENGINE.split()
 
 
 @dataclass(frozen=True)
@@ -90,22 +96,27 @@ def newest(
 ) -> Timed | None:
     """Return the newest run of a path that has the first wanted quantity, else the second, ...
 
-    Run ids sort by time.
+    Of the paths of ENGINE one that was timed beside fused_int8 comes first, see `eval.model_runs`.
     """
     variant, engine = path
-    mine = rows[
-        (rows["gpu"] == gpu)
-        & (rows["variant"] == variant)
-        & (rows["engine"] == engine)
-        & (rows["resolution"] == resolution)
-        & (rows["text_tokens"] == TEXT_TOKENS)
+    same_gpu = rows[(rows["gpu"] == gpu) & (rows["text_tokens"] == TEXT_TOKENS)]
+    mine = same_gpu[
+        (same_gpu["variant"] == variant)
+        & (same_gpu["engine"] == engine)
+        & (same_gpu["resolution"] == resolution)
     ]
     for quantity in wanted:
         runs = mine[mine["quantity"] == quantity]["run_id"]
         if len(runs):
-            own = mine[mine["run_id"] == runs.max()]
-            return Timed(runs.max(), {row.quantity: _interval(row) for row in own.itertuples()})
+            run = best_first(runs, same_gpu, resolution)[0] if is_engine(path) else runs.max()
+            own = mine[mine["run_id"] == run]
+            return Timed(run, {row.quantity: _interval(row) for row in own.itertuples()})
     return None
+
+
+def under_cap(rows: pd.DataFrame, cap_gb: float) -> pd.DataFrame:
+    """Return the rows of pictures drawn under a cap of decimal GB."""
+    return rows[rows["versions"].astype(str).str.endswith(f"; cap {cap_gb:g} GB")]
 
 
 def read_run(results: Path, run_id: str) -> dict[str, Any]:

@@ -135,8 +135,9 @@ def _formats(rows: pd.DataFrame) -> str:
 
 
 def _capped(rows: pd.DataFrame) -> str:
-    capped = rows[rows["versions"].astype(str).str.endswith(f"cap {CAP_GB:g} GB")]
-    timed = bench.newest(capped, bench.H200, FUSED, SIZE, "peak_bytes_capped")
+    timed = bench.newest(
+        bench.under_cap(rows, CAP_GB), bench.H200, FUSED, SIZE, "peak_bytes_capped"
+    )
     what = f"A whole picture of {SIZE} px in fused_int8 under a cap of {CAP_GB:g} GB"
     if timed is None:
         return f"{what} is not measured: `python scripts/bench_model.py --cap-gb {CAP_GB:g}`."

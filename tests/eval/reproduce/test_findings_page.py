@@ -130,7 +130,8 @@ def test_without_its_rows_a_claim_is_untested(tables, results):
 def test_without_rows_of_the_ledger_and_the_benches(tables, ledger):
     (ledger.results / "bench").unlink()
     (ledger.results / "bench").mkdir()
-    header = "run_id,gpu,variant,engine,resolution,text_tokens,quantity,value,low,high\n"
+    header = "run_id,gpu,variant,engine,resolution,text_tokens,quantity,value,low,high,"
+    header += "versions\n"
     (ledger.results / "bench" / "model.csv").write_text(header)
     (ledger.results / "bench" / "ptx.csv").write_text("kernel,sm,equal\nquant_rows,80,True\n")
     ledger.add("a" * 12, "bf16", {"psnr": [1.0] * 9})

@@ -376,18 +376,32 @@ def test_a_run_without_stock_diffusers_has_no_factor(ledger, committed):
     assert "no stock diffusers" in alone.reason and "--variants stock bf16 fp8 " in alone.command
 
 
-def test_the_newest_run_of_a_path_counts(ledger, committed):
+@pytest.mark.parametrize(
+    ("variants", "counts"),
+    [
+        (("fp8",), {"fp8"}),
+        (("rotated",), set()),  # measured apart from fused_int8, where it was measured beside it
+        (("rotated", "fused_int8"), {"rotated", "fused_int8"}),
+    ],
+)
+def test_the_newest_run_counts_and_of_the_engines_one_beside_fused_int8(
+    ledger, committed, variants, counts
+):
     bench = keep_rows(ledger, committed, lambda rows: rows.variant != "") / "bench"
     rows = pd.read_csv(bench / "model.csv")
-    mine = rows[(rows.variant == "rotated") & (rows.resolution == 768)].copy()
+    mine = rows[rows.variant.isin(variants) & (rows.engine == "dit8") & (rows.resolution == 768)]
     newer = "20991231-000000-f29ef40-nvidia_h200"
-    old = mine.run_id.iloc[0]
-    mine["run_id"], mine["value"] = newer, 2 * mine["value"]
+    old = max(mine.run_id)
+    mine = mine[mine.run_id == old].assign(run_id=newer, value=lambda kept: 2 * kept.value)
     pd.concat([rows, mine]).to_csv(bench / "model.csv", index=False)
     shutil.copy(bench / "runs" / f"{old}.json", bench / "runs" / f"{newer}.json")
-    before = pick(cells(speed.build(committed), "768", "rotated", "dit8"), "H200", "image").value
-    after = pick(cells(speed.build(ledger.results), "768", "rotated", "dit8"), "H200", "image")
-    assert after.value == 2 * before
+
+    def image(results, variant):
+        return pick(cells(speed.build(results), "768", variant, "dit8"), "H200", "image").value
+
+    for variant in ("fp8", "rotated", "fused_int8"):
+        factor = 2 if variant in counts else 1
+        assert image(ledger.results, variant) == factor * image(committed, variant)
 
 
 def test_every_variant_of_the_papers_is_in_every_table_of_variants(committed):
