@@ -5,9 +5,9 @@ A fraction is counted work over measured time over stated peak. Products come fr
 from the breakdown in `results/bench/model.csv` at one resolution. Whole steps are never used: they
 are what the prediction is checked against, and so is every number of the other resolution.
 
-Only one run that has all of a component's rows counts, the newest: rows of an older commit say what
-the kernels were. Of the model's runs one beside fused_int8 comes first, so that factors are of one
-run.
+Only one run that has all of a component's rows counts. Of products it is the newest: rows of an
+older commit say what the kernels were. Of the model it is the newest beside fused_int8, so that
+factors are of one run (`eval.model_runs`).
 """
 
 import math
@@ -98,7 +98,7 @@ def calibrate(bench: Bench, gpu: Gpu) -> list[Fraction]:
     fractions = [_product_fraction(bench.gemm, gpu, unit, path) for unit, path in PATHS.items()]
     for unit, (variant, components) in BREAKDOWNS.items():
         basis = f"model.csv: {' + '.join(components)} of {variant} at {CALIBRATED_AT}"
-        spent_ms = sum(_newest(bench.model, variant, CALIBRATED_AT, components) or ())
+        spent_ms = sum(_best(bench.model, variant, CALIBRATED_AT, components) or ())
         works = step_work(VARIANTS[variant], image_tokens(CALIBRATED_AT), TEXT_TOKENS)
         done = sum(amount(work) for work in works if work.unit == unit)
         value = done / (spent_ms / 1e3) / peak(gpu, unit) if spent_ms else None
@@ -112,7 +112,7 @@ def measured(bench: Bench, gpu: Gpu) -> dict[Key, Measured]:
     for variant in MEASURED_AS:
         for resolution in RESOLUTIONS:
             step_ms, image_s, peak_bytes = (
-                (_newest(bench.model, variant, resolution, (name,)) or [None])[0]
+                (_best(bench.model, variant, resolution, (name,)) or [None])[0]
                 for name in ("cfg_step_ms", "image_s", "peak_bytes")
             )
             peak_gb = None if peak_bytes is None else peak_bytes / 1e9
@@ -138,16 +138,16 @@ def _product_fraction(gemm: pd.DataFrame, gpu: Gpu, unit: str, path: str) -> Fra
     return Fraction(unit, None, basis)
 
 
-def _newest(
+def _best(
     model: pd.DataFrame, ours: str, resolution: int, quantities: Sequence[str]
 ) -> list[float] | None:
     """Return quantities of the best run that has all of them, see `eval.model_runs`."""
     variant, engine = MEASURED_AS[ours]
+    model = model[model["text_tokens"] == TEXT_TOKENS]
     mine = model[
         (model["variant"] == variant)
         & (model["engine"] == engine)
         & (model["resolution"] == resolution)
-        & (model["text_tokens"] == TEXT_TOKENS)
     ]
     for run in best_first(mine["run_id"], model, resolution):
         values = mine[mine["run_id"] == run].set_index("quantity")["value"]

@@ -4,7 +4,7 @@
 
 The same in torch takes two to ten passes over copies of the weight. Every kernel computes in fp32
 with the roundings of its format's `decode` in torch and rounds once at the end, so both give the
-same bits:
+same bits, but for the payload of a NaN:
 
 - e4m3 to fp32 by moving bits: sign, exponent and mantissa shifted to fp32's places make the value
   times 2^-120, subnormals included, and a product with a power of two is exact. Triton's own cast
@@ -12,7 +12,7 @@ same bits:
 - In q4_k both products are exact (11 + 6 + 4 and 11 + 6 bits), so it does not matter whether a
   compiler fuses the subtraction with one of them.
 
-Bytes are loaded in words as wide as a block is aligned: 2 bytes in q8_0 (34 to a block), 16 in q4_k
+Codes are loaded in words as wide as a block is aligned: 2 bytes in q8_0 (34 to a block), 16 in q4_k
 (144).
 """
 
@@ -38,7 +38,8 @@ class Config:
 def choose_config(name: str, k: int) -> Config:
     """Return the spread for a format and K columns: 4096 values, or a narrow row of fp8.
 
-    Of ten spreads on an H200 at most 3 % behind the fastest (bench_producers.py --sweep).
+    Of ten spreads of a weight (4396, 4608) on an H200 at most 3 % behind each format's fastest
+    (bench_producers.py --sweep --kernels decode).
     """
     values = 4096 if name != "fp8" else min(4096, max(256, triton.next_power_of_2(k)))
     return Config(values, max(1, values // 1024))
@@ -126,23 +127,22 @@ def nf4_kernel(codes_ptr, absmax_ptr, levels_ptr, out_ptr, size, VALUES: tl.cons
     second = tl.load(levels_ptr + (both & 15)) * absmax
     value = tl.interleave(first, second)
     offsets = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
-    tl.store(out_ptr + offsets, value.to(out_ptr.dtype.element_ty), mask=offsets < 2 * size)
+    tl.store(out_ptr + offsets, value.to(out_ptr.dtype.element_ty), mask=offsets // 2 < size)
 
 
 def launch(
     name: str,
     stored: Sequence[torch.Tensor],
-    weight: torch.Tensor,  # (N, K) floating, contiguous; written
+    weight: torch.Tensor,
     config: Config,
 ) -> None:
-    """Decode a weight of the named format into `weight` with the given spread.
+    """Decode a weight of the named format into `weight`, on the current device.
 
     Args:
         name: fp8, q8_0, q4_k or nf4.
-        stored: contiguous: fp8 (N, K) float8_e4m3fn and (N,) fp32; q8_0 and q4_k their bytes;
-            nf4 codes, absmax and levels.
-
-    Takes tensors that `quant.formats` has checked and raises nothing of its own.
+        stored: as `kernels.decode` has checked them.
+        weight: (N, K) floating, contiguous; written. Nothing happens where it has no elements.
+        config: the spread, as `choose_config` returns it or any other.
     """
     n, k = weight.shape
     if weight.numel() == 0:
@@ -157,5 +157,5 @@ def launch(
     elif name == "q4_k":
         halves = first.view(torch.float16)
         q4_k_kernel[(programs,)](first, halves, weight, weight.numel() // 256, **spread)
-    else:
+    elif name == "nf4":
         nf4_kernel[(programs,)](*stored, weight, weight.numel() // 2, **spread)

@@ -27,6 +27,8 @@ from kernels import (
 )
 from kernels.shipped import obstacle
 from kernels.tiles import rule
+from quant.formats import fp8, nf4, q4_k, q8_0
+from quant.types import Codec
 from scripts.arch_compile import SHARED_KIB, Usage, call_by_name, compiling_for, read_usage
 
 M, N, K = 4396, 4608, 4608  # 1024 x 1024 pixels and 300 text tokens, through attention.to_out
@@ -235,26 +237,22 @@ def qk_norm_rope_cases(sm: int) -> Iterator[Case]:
         yield Case("qk_norm_rope", "bfloat16", f"{heads}x{d}", launch, "none", True, d == 256)
 
 
-def _launch_decode(name: str, k: int) -> None:
-    codes = torch.empty(N, k, dtype=torch.uint8)
-    stored = {
-        "fp8": [codes.view(torch.float8_e4m3fn), torch.empty(N)],
-        "q8_0": [torch.empty(N, k // 32 * 34, dtype=torch.uint8)],
-        "q4_k": [torch.empty(N, k // 256 * 144, dtype=torch.uint8)],
-        "nf4": [torch.empty(N * k // 2, 1, dtype=torch.uint8), torch.empty(N * k // 64)],
-    }[name]
-    stored += [torch.empty(16)] if name == "nf4" else []
-    values = {"name": name, "stored": stored, "weight": torch.empty(N, k, dtype=torch.bfloat16)}
-    values["config"] = decode_triton.choose_config(name, k)
+def _launch_decode(codec: Codec, k: int) -> None:
+    specs = {suffix: spec for suffix, spec in codec.specs(N, k).items() if suffix != nf4.STATE}
+    stored = [torch.empty(spec.shape, dtype=spec.dtype) for spec in specs.values()]
+    values = {"name": codec.name, "stored": stored, "weight": _rows(k).new_empty(N, k)}
+    values["config"] = decode_triton.choose_config(codec.name, k)
     call_by_name(decode_triton.launch, values)
 
 
 def decode_cases(sm: int) -> Iterator[Case]:
     """List the decoders of weights, at the widths of the two models."""
-    for name in ("fp8", "q8_0", "q4_k", "nf4"):
+    for codec in (fp8.CODEC, q8_0.CODEC, q4_k.CODEC, nf4.CODEC):
         for k in WIDTHS:
-            launch = partial(_launch_decode, name, k)
-            yield Case("decode", name, f"k{k}", launch, "none", True, k == FEED_FORWARD)
+            chosen = decode_triton.choose_config(codec.name, k)
+            spread = f"k{k}-v{chosen.values}-w{chosen.num_warps}"
+            launch = partial(_launch_decode, codec, k)
+            yield Case("decode", codec.name, spread, launch, "none", True, k == FEED_FORWARD)
 
 
 KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {

@@ -2,7 +2,7 @@
 
     python scripts/bench_model.py --variants stock compiled bf16 fused_int8 rotated
     python scripts/bench_model.py --resolutions 768 --seconds 300
-    python scripts/bench_model.py --variants bf16 fp8 nf4 q8_0 q4_k int8 --steps 12
+    python scripts/bench_model.py --variants stock bf16 fp8 nf4 q8_0 q4_k int8 --seconds 1200
     python scripts/bench_model.py --check                 # is the engine right at full width?
     python scripts/bench_model.py --cap-gb 24             # one whole picture on a 24 GB card
     python scripts/bench_model.py --tiny --device cpu     # rehearsal: another model, seconds

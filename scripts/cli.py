@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +31,7 @@ from scripts.sweep import (
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
+UNREAD = 141  # as a shell reports what ended by SIGPIPE
 USE_DEVICES = ("evaluate",)  # scripts that use hardware.devices
 
 
@@ -203,25 +204,34 @@ class one_sentence:  # noqa: N801 (used like a function)
         if isinstance(error, Exception) and (sentence := mistake(error)) is not None:
             print(f"{self.script}: {sentence}", file=sys.stderr)
             sys.exit(2)
-        if error is None or isinstance(error, BrokenPipeError):
+        if error is None or isinstance(error, BrokenPipeError | SystemExit):
             _end_unread(error)
         return False
 
 
-def _end_unread(error: BrokenPipeError | None) -> None:
-    """End the script if nobody reads its output any more; a pipe to a process is not meant."""
+def _end_unread(error: BaseException | None) -> None:
+    """End the script without a word if nobody reads its output any more."""
     try:
         sys.stdout.flush()
-        if error is None:
-            return
     except BrokenPipeError:
         pass
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    if any(event & select.POLLERR for _, event in poll.poll(0)):
-        # Python flushes once more at its end, and would report the broken pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    else:
+        # What was being printed is lost with the error; a pipe to a process is another matter.
+        if not isinstance(error, BrokenPipeError) or not _is_unread(sys.stdout):
+            return
+    # Python flushes once more at its end, and would say the same.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(UNREAD)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Tell whether the reader of a pipe has gone; only POSIX can say."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+    except (AttributeError, OSError):
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def mistake(error: Exception) -> str | None:

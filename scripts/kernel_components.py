@@ -3,8 +3,8 @@
 A kernel belongs to the first component with a pattern that occurs in its name. Fused kernels count
 whole: silu in the epilogue of an int8 product is "gemm_int8", a rotation inside a norm is "norms".
 Eager kernels that are named only for an addition, a product, a copy or a conversion cannot be told
-apart: those of stock diffusers' norms, gates and rotary, and the decoding of weight-only formats,
-are "other".
+apart: those of stock diffusers' norms, gates and rotary are "other". So is the decoding of
+weights, which has kernels of its own where Triton runs and eager ones elsewhere and in `int8`.
 
 What the components do not add up to in a step's time is the GPU waiting for the host.
 """
@@ -21,7 +21,7 @@ PATTERNS = {
     "attention": rf"{INDUCTOR}(sdpa|fmha|flash|attention|softmax)",
     "gemm_int8": r"int8_gemm|imma|gemm_s8|s8s8|i8i8|_int_mm",
     # before the norms: q and k are normalized where they are rotated; bytes (1u) are concatenated
-    # when q4_k is decoded, not when something is rotated
+    # when torch decodes q4_k, not when something is rotated
     "rope": r"rope|rotary|catarray(?!.*opaquetype<1u>)|neg_kernel|_(neg|cat)_",
     # before quantize: a norm that rounds its result is a norm
     "norms": r"norm|rsqrt|meanops|residual|pow_tensor",

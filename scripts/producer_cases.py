@@ -1,6 +1,5 @@
 """What scripts/bench_producers.py times, at Ideogram 4's widths: kernels, variants and spreads."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -161,8 +160,7 @@ def _stored(name: str, m: int, k: int) -> dict[str, torch.Tensor]:
     drawn = {}
     for suffix, spec in DECODERS[name].CODEC.specs(m, k).items():
         if suffix == nf4.STATE:
-            state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [m, k]}
-            drawn[suffix] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+            drawn[suffix] = nf4.make_state(m, k)
         elif spec.dtype == torch.float32:
             drawn[suffix] = torch.rand(spec.shape, device="cuda")
         else:
@@ -173,7 +171,7 @@ def _stored(name: str, m: int, k: int) -> dict[str, torch.Tensor]:
 
 def decode_cases() -> Iterator[Case]:
     """List the decoders, M and K being the weight's rows and columns; "torch": without a kernel."""
-    from kernels.decode_triton import Config, launch
+    from kernels.decode_triton import Config, choose_config, launch
 
     sizes = [(256, 1), (512, 1), (512, 2), (512, 4), (1024, 2), (1024, 4), (2048, 4), (4096, 4)]
     sizes += [(4096, 8), (8192, 8)]
@@ -185,8 +183,7 @@ def decode_cases() -> Iterator[Case]:
 
         def bind(operands, config, name=name):
             tensors, weight = operands
-            if config is None:
-                return lambda: DECODERS[name].CODEC.decode(tensors, torch.bfloat16)
+            config = config or choose_config(name, HIDDEN)
             parts = [tensor for suffix, tensor in tensors.items() if suffix != nf4.STATE]
             return lambda: launch(name, parts, weight, config)
 
@@ -197,7 +194,7 @@ def decode_cases() -> Iterator[Case]:
 
             return call
 
-        row_bytes = int(HIDDEN * (2 + STORED_BYTES[name]))
+        row_bytes = int(HIDDEN * (2 + STORED_BYTES[name])) + (4 if name == "fp8" else 0)
         spreads = tuple(Config(*size) for size in sizes)
         yield Case("decode", name, HIDDEN, row_bytes, draw, bind, spreads)
         yield Case("decode", f"{name}-torch", HIDDEN, row_bytes, draw, bind_torch, ())

@@ -22,10 +22,12 @@ WHERE = "H200, random weights"
 COLUMNS = ("run_id", "gpu", "variant", "engine", "resolution", "text_tokens", "quantity")
 COLUMNS += ("value", "low", "high", "versions")
 TEXT_TOKENS = 300
-# What is compared at once, and for how long. On an H200 both sizes took 698 s of the engine's
-# (run 20261121-165916), 1444 s of the formats' (20261121-165909 and 20261121-165915).
+# What is compared at once, and a limit of its time. On an H200 both sizes of ENGINE took 698 s (run
+# 20261121-165916), of FORMATS without int8 945 s (20261121-173534, 20261121-173539); int8 adds five
+# pictures of 24 and five of 16 s.
 ENGINE = "stock compiled bf16 fused_int8 rotated"
-FORMATS = "stock bf16 fp8 nf4 q8_0 q4_k int8"  # those after bf16 decode for a product in bf16
+FORMATS = "stock bf16 fp8 nf4 q8_0 q4_k int8"
+DECODED = tuple(FORMATS.split()[2:])  # before every product, which then is one in bf16
 SECONDS = {ENGINE: 900.0, FORMATS: 1800.0}
 # variant and engine, in the order of the tables
 PATHS = (
@@ -91,12 +93,13 @@ def read_bench(results: Path) -> pd.DataFrame:
     return rows
 
 
-def newest(
+def choose(
     rows: pd.DataFrame, gpu: str, path: tuple[str, str], resolution: int, *wanted: str
 ) -> Timed | None:
-    """Return the newest run of a path that has the first wanted quantity, else the second, ...
+    """Choose a run of a path that has the first wanted quantity, else the second, ...
 
-    Of the paths of ENGINE one that was timed beside fused_int8 comes first, see `eval.model_runs`.
+    Of a path of ENGINE the newest of the runs that timed fused_int8 too, else the newest; see
+    `eval.model_runs`. Of any other path the newest.
     """
     variant, engine = path
     same_gpu = rows[(rows["gpu"] == gpu) & (rows["text_tokens"] == TEXT_TOKENS)]

@@ -39,10 +39,11 @@ COLUMNS = (
 NOTES = (
     "Kernel ms of a CFG step from torch.profiler, by the kernels' names. A fused kernel counts "
     "whole; eager kernels that are named only for an addition, a product or a copy are other, and "
-    "so is the decoding of weights for a product in bf16 (fp8, nf4, q8_0, q4_k, int8). Step: of "
+    f"so is the decoding of weights for a product in bf16 ({', '.join(bench.DECODED)}). Step: of "
     "unprofiled images. Waiting: the step less its kernels, below zero by the spread of the two.",
     "The bound is Amdahl's, 1 / (1 - share of the linears). `compiled` is stock diffusers without "
-    "padding and mask, blocks under torch.compile. Against stock: of the same run.",
+    "padding and mask, blocks under torch.compile. Against stock: of the same run. "
+    "Rows are of the runs of table 1.",
 )
 
 
@@ -52,7 +53,7 @@ def build(results: Path) -> Table:
     lines = []
     for size in SIZES:
         for path in bench.PATHS:
-            timed = bench.newest(rows, bench.H200, path, size, "ms_attention")
+            timed = bench.choose(rows, bench.H200, path, size, "ms_attention")
             cells = _cells(timed, _stock(rows, timed, size), path)
             lines.append((*keys(str(size), *path), *cells, *_reported(reported, "")))
     blank = (empty("does not apply: the papers' forward, not ours"),) * (len(COLUMNS) - 5)
@@ -67,7 +68,7 @@ def _stock(rows: pd.DataFrame, timed: bench.Timed | None, size: int) -> bench.Ti
     if timed is None:
         return None
     own = rows[rows["run_id"] == timed.run_id]
-    return bench.newest(own, bench.H200, ("bf16", "stock"), size, "cfg_step_ms")
+    return bench.choose(own, bench.H200, ("bf16", "stock"), size, "cfg_step_ms")
 
 
 def _cells(

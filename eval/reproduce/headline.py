@@ -1,10 +1,10 @@
 """What was measured, in sentences: the list that README.md shows in its section on speed.
 
 Whoever reads a README does not add up nine tables, and figures typed by hand are wrong after the
-next run. So every sentence is made of committed rows, chosen as the tables choose: of several runs
-of a model the newest, its times compared within one run; of products the ratio to an anchor of the
-same run, geometric mean of several runs. What has no rows is named with the command that makes
-them.
+next run. So every sentence is made of committed rows, chosen as the tables choose
+(`eval.reproduce.bench.choose`), times compared within one run; of products the ratio to an anchor
+of the same run, geometric mean of several runs. What has no rows is named with the command that
+makes them.
 """
 
 import textwrap
@@ -22,7 +22,7 @@ from eval.reproduce.finding import shown
 from eval.reproduce.quality_claims import EVALUATE
 from eval.reproduce.runs import MINI, VARIANTS, choose_runs
 from eval.reproduce.speed import SIZES
-from eval.reproduce.speed_claims import CAP_GB, DECODED
+from eval.reproduce.speed_claims import CAP_GB
 from eval.reproduce.table import Cell
 from eval.scorers import SCORERS
 from eval.stats import MIN_PROMPTS
@@ -82,7 +82,7 @@ def build(results: Path) -> str:
 def _step(rows: pd.DataFrame, size: int) -> str:
     """Compare the CFG steps of the newest run of fused_int8."""
     command = bench.command_for(FUSED)
-    fused = bench.newest(rows, bench.H200, FUSED, size, "cfg_step_ms")
+    fused = bench.choose(rows, bench.H200, FUSED, size, "cfg_step_ms")
     if fused is None:
         return f"A CFG step at {size} px is not measured in fused_int8: `{command}`."
     found = {path: _beside(rows, fused, path, size, "cfg_step_ms") for path in COMPARED}
@@ -108,7 +108,8 @@ def _formats(rows: pd.DataFrame) -> str:
     """Compare a picture in every format that decodes with bf16's of the same run."""
     command = bench.command(bench.FORMATS)
     timed = {
-        name: bench.newest(rows, bench.H200, (name, BF16[1]), SIZE, "image_s") for name in DECODED
+        name: bench.choose(rows, bench.H200, (name, BF16[1]), SIZE, "image_s")
+        for name in bench.DECODED
     }
     by_run: dict[str, list[str]] = {}
     unpaired = []
@@ -135,7 +136,7 @@ def _formats(rows: pd.DataFrame) -> str:
 
 
 def _capped(rows: pd.DataFrame) -> str:
-    timed = bench.newest(
+    timed = bench.choose(
         bench.under_cap(rows, CAP_GB), bench.H200, FUSED, SIZE, "peak_bytes_capped"
     )
     what = f"A whole picture of {SIZE} px in fused_int8 under a cap of {CAP_GB:g} GB"
@@ -251,7 +252,7 @@ def _beside(
 ) -> Cell | None:
     """Return a figure of a path in the run of another, None where that run lacks it."""
     own = rows[rows["run_id"] == timed.run_id]
-    found = bench.newest(own, bench.H200, path, size, quantity)
+    found = bench.choose(own, bench.H200, path, size, quantity)
     return None if found is None else found.cell(quantity)
 
 

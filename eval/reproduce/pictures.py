@@ -151,7 +151,11 @@ def rate_of(
     steps = _number((*words, *request.overrides), "steps", STEPS[model])
     gpu = "cpu" if request.machine.device == "cpu" else request.machine.gpu
     engine = "dit8" if model == "ideogram4" else "stock"
-    return picture_rate(known, model, variant, engine, steps, size or SIZES[model], gpu)
+    rate = picture_rate(known, model, variant, engine, steps, size or SIZES[model], gpu)
+    devices = _number(request.overrides, "hardware.devices", 1)
+    if rate is None or devices < 2:
+        return rate
+    return Rate(rate.seconds / devices, f"{rate.source}, shared by {devices} devices")
 
 
 def _number(words: Sequence[str], key: str, default: int) -> int:

@@ -45,7 +45,8 @@ COLUMNS = (
 NOTES = (
     "H200: 48 steps with both branches and the text projection, 300 text tokens, without text "
     "encoder and VAE; the variants take turns, an image each; brackets are Student's 95 % interval "
-    "over images; formats that decode (fp8, nf4, q8_0, q4_k, int8) are of runs of their own. "
+    "over images. A row is of one run: stock, compiled, bf16, fused_int8 and rotated of the newest "
+    "that has fused_int8, the others each of its newest. "
     "GPUs: those used, which is one. Peak: beside CUDA's context.",
     f"{REAL.label}: wall-clock time of whole pictures, 95 % interval over captions. The papers' "
     "engine is their own: their figures stand with `dit8` for want of a better place.",
@@ -78,7 +79,7 @@ def build(results: Path) -> Table:
 def _measured(
     results: Path, rows: pd.DataFrame, path: tuple[str, str], size: int
 ) -> tuple[Cell, ...]:
-    found = bench.newest(rows, bench.H200, path, size, "image_s", "cfg_step_ms")
+    found = bench.choose(rows, bench.H200, path, size, "image_s", "cfg_step_ms")
     command = bench.command_for(path)
     lacking = empty("not measured", command)
     if found is None:

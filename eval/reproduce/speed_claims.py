@@ -21,7 +21,6 @@ from eval.reproduce.finding import (
 from eval.reproduce.table import PREDICTED
 
 SHAPES = ("qkv", "attn_out", "ffn_up", "ffn_down", "llm_proj")
-DECODED = ("fp8", "nf4", "q8_0", "q4_k", "int8")  # multiplied in bf16 after decoding
 PRODUCT = "int8_gemm"
 CAP_GB = 24.0
 IMAGE = "image"
@@ -47,13 +46,14 @@ def _least_time(tables: Tables, results: Path) -> tuple[str, str]:
         for name in ("fused_int8", "bf16")
     )
     others = {
-        name: pick(tables[1], ("1024", name, "dit8"), IMAGE, where=bench.WHERE) for name in DECODED
+        name: pick(tables[1], ("1024", name, "dit8"), IMAGE, where=bench.WHERE)
+        for name in bench.DECODED
     }
     least = bounds_of(fused)[1] < min(bounds_of(cell)[0] for cell in others.values())
     rows = bench.read_bench(results)
-    run = bench.newest(rows, bench.H200, ("fp8", "dit8"), 1024, "image_s").run_id
+    run = bench.choose(rows, bench.H200, ("fp8", "dit8"), 1024, "image_s").run_id
     own = rows[rows["run_id"] == run]
-    beside = bench.newest(own, bench.H200, ("bf16", "dit8"), 1024, "image_s")
+    beside = bench.choose(own, bench.H200, ("bf16", "dit8"), 1024, "image_s")
     if beside is None:
         raise Lacking(f"bf16 in run {run}")
     listed = ", ".join(f"{name} {shown(cell, '.2f')}" for name, cell in others.items())
@@ -67,7 +67,7 @@ def _least_time(tables: Tables, results: Path) -> tuple[str, str]:
 def _memory(tables: Tables, results: Path) -> tuple[str, str]:
     path = ("fused_int8", "dit8")
     rows = bench.under_cap(bench.read_bench(results), CAP_GB)
-    timed = bench.newest(rows, bench.H200, path, 1024, "peak_bytes_capped")
+    timed = bench.choose(rows, bench.H200, path, 1024, "peak_bytes_capped")
     if timed is None:
         raise Lacking("the peak of a picture drawn under a cap")
     peak = timed.cell("peak_bytes_capped", 1e-9)

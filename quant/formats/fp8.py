@@ -34,7 +34,7 @@ def e4m3_to_float(values: torch.Tensor) -> torch.Tensor:
     fp16 has the same sign and one more exponent bit. Shifted left by 7, an e4m3 code is therefore
     the fp16 of the same sign and fields; as the exponents' biases are 7 and 15, its value is
     2^-8 of the true one, subnormals included. Both codes of NaN would become 480: a tensor that
-    has one goes through the cast, as does one on a GPU, where the cast is fast.
+    has one goes through the cast, as does one on a GPU.
 
     Args:
         values: float8_e4m3fn, any shape.

@@ -9,8 +9,8 @@ quantized again ("double quantization"), as in the published files.
 
 Encoding is bitsandbytes' own, on the CPU, so that the codes are those its users get. Decoding needs
 nothing but torch and equals `bitsandbytes.functional.dequantize_4bit` bit for bit: one lookup turns
-a byte into two fp32 levels. One thread of an AMD EPYC (AVX-512), torch 2.13, (4608, 4608), M
-weights/s:
+a byte into two fp32 levels; `kernels.decode` does it on a GPU. One thread of an AMD EPYC (AVX-512),
+torch 2.13, (4608, 4608), M weights/s:
 
     encode 42        decode to fp32 970, to bf16 1440        bitsandbytes' decode to fp32 1280
 
@@ -34,7 +34,7 @@ LEVELS = 16
 STATE = ".weight.quant_state.bitsandbytes__nf4"
 ENCODE_VALUES = 2**21  # bitsandbytes makes several fp32 copies of what it encodes: 8 MiB each
 DECODE_VALUES = 2**19  # CPU: fp32 temporaries of 2 MiB, which stay in a core's cache
-GPU_DECODE_VALUES = 2**23  # GPU: fp32 temporaries of 32 MiB; larger pieces gain 5 % at most
+GPU_DECODE_VALUES = 2**23  # GPU without the kernel: fp32 temporaries of 32 MiB
 
 
 def refuse(n: int, k: int) -> str | None:
@@ -50,7 +50,7 @@ def specs(n: int, k: int) -> dict[str, TensorSpec]:
         ".weight": TensorSpec((n * k // 2, 1), torch.uint8),
         ".weight.absmax": TensorSpec((n * k // BLOCK,), torch.float32),
         ".weight.quant_map": TensorSpec((LEVELS,), torch.float32),
-        STATE: TensorSpec((len(_pack(_new_state(n, k))),), torch.uint8),
+        STATE: TensorSpec(tuple(make_state(n, k).shape), torch.uint8),
     }
 
 
@@ -97,7 +97,7 @@ def encode(weight: torch.Tensor) -> dict[str, torch.Tensor]:
         ".weight": codes,
         ".weight.absmax": absmax,
         ".weight.quant_map": state.code.clone(),  # bitsandbytes keeps its own for the next call
-        STATE: _pack(_new_state(n, k)),
+        STATE: make_state(n, k),
     }
 
 
@@ -183,8 +183,9 @@ def _pairs(levels: torch.Tensor) -> torch.Tensor:
     return both.view(torch.int64).flatten()
 
 
-def _new_state(n: int, k: int) -> dict:
-    return {"quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": [n, k]}
+def make_state(n: int, k: int) -> torch.Tensor:
+    """Write the JSON that stands beside the codes of a weight (n, k), as uint8."""
+    return _pack({"quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": [n, k]})
 
 
 def _pack(state: Mapping) -> torch.Tensor:

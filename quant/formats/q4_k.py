@@ -36,7 +36,7 @@ SUPER_BYTES = 144  # d 2, dmin 2, scales and minima 12, codes 128
 SCALE_MAX = 63
 VALUE_MAX = 2.0**20  # keeps dmin below 65504, the largest fp16, with room to spare
 PIECE_VALUES = 2**18  # CPU: fp32 temporaries of 1 MiB, which stay in the cache
-GPU_PIECE_VALUES = 2**24  # GPU, decoding: fp32 temporaries of 64 MiB, few launches
+GPU_PIECE_VALUES = 2**24  # GPU without the kernel: fp32 temporaries of 64 MiB
 
 
 def refuse(n: int, k: int) -> str | None:

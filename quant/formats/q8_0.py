@@ -29,7 +29,7 @@ HALF_BELOW = (
     0.5 - 2.0**-25
 )  # the largest fp32 below 1/2; with 1/2 itself, 0.49999997 would become 1
 PIECE_VALUES = 2**18  # CPU: fp32 temporaries of 1 MiB, which stay in the cache
-GPU_PIECE_VALUES = 2**24  # GPU: fp32 temporaries of 64 MiB, few launches
+GPU_PIECE_VALUES = 2**24  # GPU without the kernel: fp32 temporaries of 64 MiB
 
 
 def refuse(n: int, k: int) -> str | None:

@@ -32,6 +32,7 @@ NAMES = {
     "void at::native::CatArrayBatchedCopy_vectorized<OpaqueType<1u>, unsigned int, 2>": "other",
     "quant_rows_kernel": "quantize",
     "void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<BFloat16>>": "other",
+    **dict.fromkeys(("e4m3_kernel", "q8_0_kernel", "q4_k_kernel", "nf4_kernel"), "other"),
     "Memcpy DtoD (Device -> Device)": "other",
 }
 

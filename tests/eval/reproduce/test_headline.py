@@ -11,8 +11,9 @@ import pytest
 from eval.gemm_rows import GEMM, PEERS, SHAPES, STEP_M, make_row
 from eval.ledger import upsert
 from eval.reproduce import headline
+from eval.reproduce.bench import DECODED
 from eval.reproduce.runs import VARIANTS
-from eval.reproduce.speed_claims import CAP_GB, DECODED
+from eval.reproduce.speed_claims import CAP_GB
 
 ROOT = Path(__file__).resolve().parents[3]
 STARTS = (

@@ -123,6 +123,9 @@ def test_times_follow_captions_steps_and_hardware():
     step = plan_table(CARD, KNOWN).steps[-1]
     assert step.seconds == pytest.approx(300 * (172.9 + 164.5 + 156.5 + 203.0))
     assert step.unknown == ("q8_0",)
+    shared = plan_table(replace(CARD, overrides=("hardware.devices=2",)), KNOWN).steps[-1]
+    assert shared.seconds == pytest.approx(step.seconds / 2)
+    assert "shared by 2 devices" in shared.basis and "shared" not in step.basis
 
 
 def test_what_tables_share_is_made_once():

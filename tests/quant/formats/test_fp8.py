@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quant.errors import UserError
+from quant.formats import fp8
 from quant.formats.fp8 import BLOCK_VALUES, CODEC, e4m3_to_float
 from quant.types import TensorSpec
 
@@ -148,7 +149,9 @@ def test_rows_encode_alone_and_split_exactly():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_gpu_decodes_to_the_same_bits(dtype):
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_a_gpu_decodes_to_the_same_bits(has_kernel, dtype, monkeypatch):
+    monkeypatch.setattr(fp8, "has_kernel", lambda device: has_kernel and device.type == "cuda")
     stored = CODEC.encode(random_weight(64, 512))
     on_gpu = {suffix: tensor.cuda() for suffix, tensor in stored.items()}
     assert torch.equal(CODEC.decode(on_gpu, dtype).cpu(), CODEC.decode(stored, dtype))

@@ -268,8 +268,10 @@ def test_bitsandbytes_reads_what_encode_writes(functional):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_gpu_decodes_to_the_same_bits(dtype, monkeypatch):
-    monkeypatch.setattr(nf4, "GPU_DECODE_VALUES", 256)
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_a_gpu_decodes_to_the_same_bits(has_kernel, dtype, monkeypatch):
+    monkeypatch.setattr(nf4, "has_kernel", lambda device: has_kernel and device.type == "cuda")
+    monkeypatch.setattr(nf4, "GPU_DECODE_VALUES", 256)  # without the kernel
     stored, weight = by_hand(5, 192)
     on_gpu = {suffix: tensor.cuda() for suffix, tensor in stored.items()}
     assert torch.equal(CODEC.decode(on_gpu, dtype).cpu(), weight.to(dtype))

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from quant.errors import UserError
+from quant.formats import q4_k
 from quant.formats.q4_k import CODEC, PIECE_VALUES, VALUE_MAX
 from quant.types import TensorSpec
 
@@ -231,6 +232,8 @@ def test_wants_an_fp32_matrix(weight):
 
 
 @pytest.mark.gpu
-def test_a_gpu_decodes_to_the_same_bits():
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_a_gpu_decodes_to_the_same_bits(has_kernel, monkeypatch):
+    monkeypatch.setattr(q4_k, "has_kernel", lambda device: has_kernel and device.type == "cuda")
     stored = encode(random_weight(64, 512))
     assert torch.equal(bits(decode(stored.cuda()).cpu()), bits(decode(stored)))

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from quant.errors import UserError
+from quant.formats import q8_0
 from quant.formats.q8_0 import CODEC, PIECE_VALUES
 from quant.types import TensorSpec
 
@@ -158,7 +159,9 @@ def test_wants_an_fp32_matrix(weight):
 
 
 @pytest.mark.gpu
-def test_a_gpu_decodes_to_the_same_bits():
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_a_gpu_decodes_to_the_same_bits(has_kernel, monkeypatch):
+    monkeypatch.setattr(q8_0, "has_kernel", lambda device: has_kernel and device.type == "cuda")
     stored = CODEC.encode(random_weight(64, 512))
     decoded = CODEC.decode({".weight": stored[".weight"].cuda()}, torch.float32)
     assert torch.equal(bits(decoded.cpu()), bits(CODEC.decode(stored, torch.float32)))
