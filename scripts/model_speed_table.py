@@ -29,10 +29,12 @@ ORDER = list(PATHS.values())
 
 def model_table(rows: Rows) -> str:
     """Lay out rows as Markdown: speed and memory of each run, then where the time goes."""
-    parts = []
+    parts = ["Newest first: an older run is of what the code was then."] if rows else []
     beside_stock = {row["run_id"] for row in rows if row["engine"] == "stock"}
-    # what is compared with stock diffusers comes first
-    for run_id in sorted({row["run_id"] for row in rows}, key=lambda r: (r not in beside_stock, r)):
+    # what is compared with stock diffusers comes first, and the newest: older ones it replaces
+    for run_id in sorted(
+        {row["run_id"] for row in rows}, key=lambda run: (run in beside_stock, run), reverse=True
+    ):
         own = [row for row in rows if row["run_id"] == run_id]
         for size_px in sorted({row["resolution"] for row in own}, reverse=True):
             cells = _cells(row for row in own if row["resolution"] == size_px)

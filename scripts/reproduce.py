@@ -7,7 +7,8 @@
 
 Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv, and
 from all nine <results>/FINDINGS.md, which says which of the papers' claims hold here; with them
-<results>/tables/headline.md, the sentences of README.md (scripts/fill_readme.py puts them there).
+<results>/tables/headline.md and brief_*.md, the sentences and tables of README.md
+(scripts/fill_readme.py puts them there).
 Measured and reported figures stand in separate columns; an empty cell says why it is empty and
 which command fills it. With --run it says beforehand how long it takes and how much disk
 (plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
@@ -20,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.limits import examine
 from eval.limits_table import answer
 from eval.margins import load_margins
 from eval.reproduce import findings_page, headline, quality_claims, speed_claims
+from eval.reproduce.brief import PICKS, render_brief
 from eval.reproduce.finding import find
 from eval.reproduce.table import Table, tally
 from eval.reproduce.tables import BUILDERS, build_tables, write_tables
@@ -44,7 +46,7 @@ def reproduce(results: Path, number: int | None) -> dict[str, Any]:
     paths = write_tables(tables, results / "tables")
     if number is None:
         paths.append(write_findings(results, {table.number: table for table in tables}))
-        paths.append(write_headline(results))
+        paths += write_for_readme(results, tables)
     for table in tables:
         counts = tally([table])
         filled = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
@@ -62,11 +64,14 @@ def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:
     return page
 
 
-def write_headline(results: Path) -> Path:
-    """Write <results>/tables/headline.md from the committed rows; returns the file."""
-    text, page = headline.build(results), results / "tables" / "headline.md"
-    write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
-    return page
+def write_for_readme(results: Path, tables: Sequence[Table]) -> list[Path]:
+    """Write what README.md shows: headline.md and brief_*.md in <results>/tables; returns them."""
+    texts = {"headline": headline.build(results)}
+    texts |= {f"brief_{one.slug}": render_brief(one) for one in tables if one.number in PICKS}
+    pages = [results / "tables" / f"{name}.md" for name in texts]
+    for page, text in zip(pages, texts.values(), strict=True):
+        write_atomically(page, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    return pages
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from quant.errors import UserError
 SOURCE = "results/bench/model.csv"
 H200, RTX3090 = "NVIDIA H200", "NVIDIA GeForce RTX 3090"
 WHERE = "H200, random weights"
+BESIDE_BF16 = "step, times bf16 of its run"  # a column of table 1
 COLUMNS = ("run_id", "gpu", "variant", "engine", "resolution", "text_tokens", "quantity")
 COLUMNS += ("value", "low", "high", "versions")
 TEXT_TOKENS = 300

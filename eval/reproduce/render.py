@@ -8,6 +8,7 @@ than in somebody's paper.
 import csv
 import io
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -45,18 +46,24 @@ LATEX = {
 def render_markdown(table: Table) -> str:
     """Render as a page: title, table, a line a remark, notes, sources. Ends with a newline."""
     letters, table = remarks(table), fold(table)
-    lines = [[_head(column) for column in table.columns]]
-    for row in table.rows:
-        cells = zip(table.columns, row, strict=True)
-        lines.append([_marked(_text(cell, column), cell, letters) for column, cell in cells])
-    lines = [[text.replace("|", r"\|") for text in line] for line in lines]
-    parts = [f"# Table {table.number}: {_title(table)}\n", align(lines)]
-    if letters:
-        parts.append("".join(f"- ({letter}) {remark}\n" for remark, letter in letters.items()))
+    heads = [_head(column) for column in table.columns]
+    parts = [f"# Table {table.number}: {title(table)}\n", *render_cells(table, heads, letters)]
     parts += [f"{note}\n" for note in table.notes]
     command = f"python scripts/reproduce.py --table {table.number}"
     parts.append(f"Made by `{command}` from {_sources(table)}.\n")
     return "\n".join(parts)
+
+
+def render_cells(table: Table, heads: Sequence[str], letters: Mapping[str, str]) -> list[str]:
+    """Render the cells under these heads, then a line for every remark."""
+    lines = [list(heads)]
+    for row in table.rows:
+        cells = zip(table.columns, row, strict=True)
+        lines.append([_marked(_text(cell, column), cell, letters) for column, cell in cells])
+    parts = [align([[text.replace("|", r"\|") for text in line] for line in lines])]
+    if letters:
+        parts.append("".join(f"- ({letter}) {remark}\n" for remark, letter in letters.items()))
+    return parts
 
 
 def render_latex(table: Table) -> str:
@@ -86,7 +93,7 @@ def render_latex(table: Table) -> str:
             "% needs the packages booktabs and graphicx",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape(_title(table))}}}",
+            rf"\caption{{{escape(title(table))}}}",
             rf"\label{{tab:{table.slug}}}",
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{sides}}}",
@@ -176,7 +183,8 @@ def _prose(text: str) -> str:
     )
 
 
-def _title(table: Table) -> str:
+def title(table: Table) -> str:
+    """Return the title as a heading begins."""
     return table.title[0].upper() + table.title[1:]
 
 
@@ -195,7 +203,7 @@ def _text(cell: Cell, column: Column) -> str:
     return format_interval(Interval(cell.value, cell.low, cell.high, 0, made), spec)
 
 
-def _marked(text: str, cell: Cell, letters: dict[str, str]) -> str:
+def _marked(text: str, cell: Cell, letters: Mapping[str, str]) -> str:
     return f"{text} ({letters[cell.remark]})" if cell.remark else text
 
 

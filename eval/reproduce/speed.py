@@ -34,6 +34,7 @@ COLUMNS = (
     Column("image", MEASURED, bench.WHERE, "s", ".2f", STUDENT),
     Column("images", MEASURED, bench.WHERE, spec=".0f"),
     Column("CFG step", MEASURED, bench.WHERE, "ms", ".1f", STUDENT),
+    Column(bench.BESIDE_BF16, MEASURED, bench.WHERE, spec=".2f"),
     Column("GPUs", MEASURED, bench.WHERE, spec=".0f"),
     Column("peak", MEASURED, bench.WHERE, "GB", ".1f"),
     Column("image", MEASURED, REAL.label, "s", ".1f"),
@@ -46,8 +47,13 @@ NOTES = (
     "H200: 48 steps with both branches and the text projection, 300 text tokens, without text "
     "encoder and VAE; the variants take turns, an image each; brackets are Student's 95 % interval "
     "over images. A row is of one run: stock, compiled, bf16, fused_int8 and rotated of the newest "
-    "that has fused_int8, the others each of its newest. "
+    "that has fused_int8, the others each of its newest; the engine in bf16 differed by up to 3 % "
+    "from run to run and card to card, so compare within a run. Several cards of one computer were "
+    "benchmarked at once. "
     "GPUs: those used, which is one. Peak: beside CUDA's context.",
+    "`compiled` is stock diffusers without padding and mask, with compiled blocks and the fastest "
+    "attention backend. `rotated` is variant fused_int8 under recipe rotate. `int8` is quantized, "
+    "dequantized and multiplied in bf16; which unfused path the papers timed is not known to us.",
     f"{REAL.label}: wall-clock time of whole pictures, 95 % interval over captions. The papers' "
     "engine is their own: their figures stand with `dit8` for want of a better place.",
 )
@@ -83,7 +89,7 @@ def _measured(
     command = bench.command_for(path)
     lacking = empty("not measured", command)
     if found is None:
-        return (lacking,) * 5
+        return (lacking,) * 6
     record = bench.read_run(results, found.run_id)
     images = record.get("images", {}).get(str(size))
     short = empty("timed over fewer than 48 steps", command)
@@ -91,9 +97,20 @@ def _measured(
         found.cell("image_s") or short,
         lacking if images is None else figure(float(images)),
         found.cell("cfg_step_ms") or lacking,
+        _beside_bf16(rows, found, size),
         figure(DEVICES),
         found.cell("peak_bytes", 1e-9) or lacking,
     )
+
+
+def _beside_bf16(rows: pd.DataFrame, found: bench.Timed, size: int) -> Cell:
+    """Compare a step with one of the engine in bf16 in the same run."""
+    own = rows[rows["run_id"] == found.run_id]
+    base = bench.choose(own, bench.H200, ("bf16", "dit8"), size, "cfg_step_ms")
+    if base is None or "cfg_step_ms" not in found.figures:
+        return empty("its run has no bf16 beside it", bench.command(bench.FORMATS))
+    steps = (one.figures["cfg_step_ms"].estimate for one in (base, found))
+    return figure(next(steps) / next(steps))
 
 
 def _real(runs: Mapping[str, Run], variant: str, engine: str) -> tuple[Cell, Cell]:

@@ -35,10 +35,11 @@ def test_one_table_in_three_forms(results, monkeypatch, capsys):
         assert (results / "tables" / name).read_bytes() == committed.read_bytes()
 
 
-def test_all_tables_the_findings_and_the_headline(results, monkeypatch, capsys):
+def test_all_tables_the_findings_and_what_the_readme_shows(results, monkeypatch, capsys):
     run(monkeypatch, "--results", results)
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    pages = ("FINDINGS.md", "tables/headline.md")
+    briefs = [f"tables/brief_{name}.md" for name in ("speed", "gemm", "frontier")]
+    pages = ("FINDINGS.md", "tables/headline.md", *briefs)
     assert len(document["files"]) == 9 * 3 + len(pages)
     for name in pages:
         assert (results / name).read_bytes() == (ROOT / "results" / name).read_bytes(), name

@@ -20,13 +20,14 @@ STARTS = (
     "A CFG step at 1024 px",
     "A CFG step at 768 px",
     "A picture of 1024 px in the formats",
+    "A picture of 768 px in the formats",
     "A whole picture of 1024 px",
     "Row quantization and int8 product together",
     "The int8 product alone against cuBLASLt's FP8",
     "The int8 product alone against other projects'",
     "Verdicts of the mini (not Ideogram 4)",
 )
-STEP, STEP_768, FORMATS, CAPPED, QUANTIZED, FP8, RIVALS, VERDICTS = range(len(STARTS))
+STEP, STEP_768, FORMATS, FORMATS_768, CAPPED, QUANTIZED, FP8, RIVALS, VERDICTS = range(len(STARTS))
 N = 40
 
 

@@ -323,7 +323,11 @@ def test_the_map_is_that_of_the_deployment_page(committed):
     gain = pick(found, "fractions", "times bf16, 1024 px", "predicted").value
     assert gain == pytest.approx(ratio, rel=1e-4)  # the CSV has five digits
     assert pick(found, "the papers", "768 px", "reported").text == "97.79 s/image"
-    assert pick(found, "that card", "image, 768 px").reason == "needs that card"
+    lacking = pick(found, "that card", "image, 768 px")
+    assert lacking.reason.startswith("needs that card; ") and not lacking.command
+    hopper = pick(cells(table, "H100 SXM", "fused_int8"), "that card", "image, 768 px")
+    assert hopper.reason == "needs that card"
+    assert hopper.command.endswith("--seconds 900 --expected-tflops RATE")
     large = pick(cells(table, "GeForce RTX 3090", "bf16"), "that card", "image, 768 px")
     assert large.reason == "does not apply: it does not fit the card" and not large.command
     unfused = pick(cells(table, "GeForce RTX 3090", "int8_unfused"), "from the", "fits", "counted")
