@@ -11,14 +11,15 @@ from pathlib import Path
 
 from eval.exact_match import delta_interval
 from eval.records import Interval
-from eval.reproduce.runs import MINI, choose_runs
+from eval.reproduce.runs import MINI, Place, Run, choose_recipes, choose_runs
 from eval.reproduce.table import BCA, KEY, MEASURED, STUDENT, Cell, Table
 from eval.scorers import get_scorer
 from eval.table import format_interval
 
 HOLDS, PARTLY, FAILS = "Holds here", "Holds in part", "Does not hold here"
-UNTESTED = "Cannot be tested here"
-OUTCOMES = (HOLDS, PARTLY, FAILS, UNTESTED)
+UNDECIDED, UNTESTED = "Not decided here", "Cannot be tested here"
+OUTCOMES = (HOLDS, PARTLY, FAILS, UNDECIDED, UNTESTED)
+BELOW, PARITY, ABOVE = "below", "at parity with", "above"  # where a difference puts a variant
 
 Tables = Mapping[int, Table]
 Judge = Callable[[Tables, Path], tuple[str, str]]  # all nine, folder of rows -> outcome, figures
@@ -35,7 +36,7 @@ class Claim:
     Args:
         text: what the papers say, with their figures, and which of them says it.
         judge: returns the outcome and the figures here, or raises Lacking.
-        commands: make the figures.
+        commands: make the figures; none where nothing here would test the claim.
     """
 
     text: str
@@ -113,6 +114,12 @@ def bounds_of(cell: Cell) -> tuple[float, float]:
     return cell.low, cell.high
 
 
+def stands(difference: Cell) -> str:
+    """Say where a variant stands to another; PARITY: the interval of the difference holds 0."""
+    low, high = bounds_of(difference)
+    return ABOVE if low > 0 else BELOW if high < 0 else PARITY
+
+
 def shown(figure: Cell | Interval, spec: str) -> str:
     """Write a figure with its interval, and the method where it is not one of the usual two."""
     if isinstance(figure, Interval):
@@ -125,9 +132,20 @@ def shown(figure: Cell | Interval, spec: str) -> str:
 
 def between(variant: str, other: str, scorer: str, results: Path) -> Interval:
     """Return the paired difference of two variants of the mini; Lacking where one has no score."""
-    runs = choose_runs(results, MINI, (scorer,))
-    for name in (variant, other):
-        if name not in runs:
-            raise Lacking(f"{scorer} of {name} on the mini")
-    values = (runs[name].values[scorer] for name in (variant, other))
+    return _paired(choose_runs(results, MINI, (scorer,)), variant, other, scorer, MINI)
+
+
+def between_recipes(
+    recipe: str, other: str, scorer: str, results: Path, place: Place = MINI
+) -> Interval:
+    """Return the paired difference of int8 under two recipes; Lacking where one has no score."""
+    found = choose_recipes(results, place, (scorer,), (recipe, other))
+    return _paired(found, recipe, other, scorer, place)
+
+
+def _paired(runs: Mapping[str, Run], name: str, other: str, scorer: str, place: Place) -> Interval:
+    for each in (name, other):
+        if each not in runs:
+            raise Lacking(f"{scorer} of {each} on {place.model}")
+    values = (runs[each].values[scorer] for each in (name, other))
     return delta_interval(get_scorer(scorer).bounds, *values)

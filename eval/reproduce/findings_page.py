@@ -13,7 +13,13 @@ H200, those of quality of the bundled mini, which is **not Ideogram 4**: they te
 that model. Whoever measures the real weights reads them in the tables' own columns, not here. The
 outcome of each claim follows from a condition on the figures (`eval/reproduce/*_claims.py`);
 brackets are 95 % intervals, over captions by BCa and over images by Student unless another method
-is named. Made from the nine tables by `python scripts/reproduce.py`.
+is named. At parity: the interval of the difference holds zero, which does not show two variants to
+be equal.
+
+Intervals of speed are over the images of one run. Another run, card or commit can differ by more:
+the claim of the least time a picture says by how much the runs of one path do. In claims about the
+mini fused_int8 stands for the papers' INT8; those of recipes are of int8, unfused. Made from the
+nine tables by `python scripts/reproduce.py`.
 """
 SETTINGS = """\
 ## Does a verdict depend on the setting?
@@ -44,4 +50,4 @@ def render(findings: Sequence[Finding], settings: Sequence[str]) -> str:
 
 def _entry(finding: Finding) -> str:
     commands = ", ".join(f"`{command}`" for command in finding.claim.commands)
-    return f"- *{finding.claim.text}* {finding.found} {commands}\n"
+    return " ".join(filter(None, (f"- *{finding.claim.text}*", finding.found, commands))) + "\n"
