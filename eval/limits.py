@@ -8,7 +8,8 @@ one at the default, prompt by prompt (same captions, same noise):
 
     change = (variant - bf16 at the setting) - (variant - bf16 at the default).
 
-Only a change whose interval leaves out zero says that the setting matters.
+Only a change whose interval leaves out zero says that the setting matters. The reference's own
+level at each setting is kept beside it: a difference between two bad pictures tells little.
 
 Pure: the same rows give the same values. The ledger's keys tell neither steps nor guidance apart;
 the record of a run does (`identity.sampler`), so runs are found through it.
@@ -23,13 +24,13 @@ from typing import Any
 import pandas as pd
 
 from eval.ablation import Run
-from eval.exact_match import delta_interval, discordant_interval
+from eval.exact_match import Values, delta_interval, discordant_interval
 from eval.margins import Margin
 from eval.records import Interval
 from eval.scorers import get_scorer
-from eval.stats import mean_interval, paired_interval
+from eval.stats import mean_interval, paired_interval, prompt_differences
 from eval.table import values_by_key
-from eval.verdict import Verdict, compare, conclude
+from eval.verdict import Comparison, Verdict, compare, conclude
 from quant.errors import UserError
 
 REFERENCE = "bf16"
@@ -70,24 +71,75 @@ Runs = Mapping[tuple[str, str], Run]  # (setting, variant) -> what the ledger ho
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Hold what some scores say together of a variant.
+
+    Args:
+        verdict: of all `scores`.
+        scores: scorer -> its comparison with the reference.
+        captions: scorer -> (captions it calls better than the reference's, worse).
+    """
+
+    verdict: Verdict
+    scores: Mapping[str, Comparison]
+    captions: Mapping[str, tuple[int, int]]
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """Return the scores that have the verdict themselves and so brought it about."""
+        judges = {name: one for name, one in self.scores.items() if one.margin is not None}
+        return tuple(n for n, one in judges.items() if one.verdict.kind == self.verdict.kind)
+
+
+@dataclass(frozen=True)
 class Entry:
     """Hold one variant at one setting; None: not measured.
 
     Args:
         distances: scorer of DISTANCES -> mean over prompts.
-        exact: texts read exactly, variant - reference.
-        error_change, exact_change: of the latent error and of `exact` against the default; None
-            at the default itself.
-        verdict: of the scores of JUDGES, at this setting.
+        judged: by the scores of JUDGES, at this setting.
+        wide: by every score that both have, at the default; None elsewhere, and where there are
+            none but JUDGES.
+        error_change: of the latent error against the default; None there.
+        changes: scorer of JUDGES -> change of its difference against the default; empty there.
     """
 
     setting: Setting
     variant: str
     distances: Mapping[str, Interval]
-    exact: Interval | None
+    judged: Judged | None
+    wide: Judged | None
     error_change: Interval | None
+    changes: Mapping[str, Interval]
+
+    @property
+    def kind(self) -> str | None:
+        """Return the outcome by JUDGES."""
+        return None if self.judged is None else self.judged.verdict.kind
+
+
+@dataclass(frozen=True)
+class Level:
+    """Hold what the reference itself reaches at one setting.
+
+    Args:
+        exact: texts read exactly, a share.
+        ned: edit distance / longer length.
+        exact_change: of `exact` against the default, paired; None there or not measured.
+    """
+
+    setting: Setting
+    exact: Interval
+    ned: Interval
     exact_change: Interval | None
-    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Hold every variant at every setting, and the reference where it is measured."""
+
+    entries: tuple[Entry, ...]
+    levels: tuple[Level, ...]
 
 
 def read_records(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -167,47 +219,81 @@ def missing(runs: Runs) -> dict[Setting, tuple[str, ...]]:
     return {setting: names for setting, names in lacking.items() if names}
 
 
-def examine(runs: Runs, margins: Mapping[str, Margin]) -> list[Entry]:
+def examine(runs: Runs, margins: Mapping[str, Margin]) -> Examined:
     """Compare every variant with the reference at every setting, and settings with the default.
 
     Raises:
         UserError: runs of one setting on different captions.
     """
-    return [_entry(runs, margins, setting, name) for setting in SETTINGS for name in VARIANTS]
+    entries = [_entry(runs, margins, setting, name) for setting in SETTINGS for name in VARIANTS]
+    levels = [_level(runs, setting) for setting in SETTINGS if _is_measured(runs, setting)]
+    return Examined(tuple(entries), tuple(levels))
 
 
 def _entry(runs: Runs, margins: Mapping[str, Margin], setting: Setting, variant: str) -> Entry:
     own, base = runs.get((setting.name, variant)), runs.get((setting.name, REFERENCE))
     values = {} if own is None else own.values
     distances = {name: mean_interval(values[name]) for name in DISTANCES if name in values}
-    exact, verdict = None, None
+    judged = wide = None
     if base is not None and all(name in values and name in base.values for name in JUDGES):
-        mine, other = ({name: run.values[name] for name in JUDGES} for run in (own, base))
-        exact = delta_interval(get_scorer(JUDGES[0]).bounds, mine[JUDGES[0]], other[JUDGES[0]])
-        found = compare(mine, other, margins)
-        verdict = conclude(variant, f"{REFERENCE} at {setting.name}", found)
-    error_change = exact_change = None
+        sides = (values, base.values)
+        narrow = tuple({name: side[name] for name in JUDGES} for side in sides)
+        judged = _judge(variant, setting, *narrow, margins)
+        if setting == DEFAULT:
+            found = _judge(variant, setting, *sides, margins)
+            wide = found if set(found.scores) > set(JUDGES) else None
+    error_change, changes = None, {}
     at_default = runs.get((DEFAULT.name, variant))
     if setting != DEFAULT and at_default is not None:
         before = at_default.values
         if "latent_error" in values and "latent_error" in before:
             error_change = paired_interval(values["latent_error"], before["latent_error"])
         default = runs.get((DEFAULT.name, REFERENCE))
-        sides = ((own, base), (at_default, default))
-        if all(run is not None and JUDGES[0] in run.values for side in sides for run in side):
-            exact_change = _change(*sides)
-    return Entry(setting, variant, distances, exact, error_change, exact_change, verdict)
+        sides = (own, base), (at_default, default)
+        four = [run for side in sides for run in side]
+        for name in JUDGES:
+            if all(run is not None and name in run.values for run in four):
+                changes[name] = _change(*sides, name)
+    return Entry(setting, variant, distances, judged, wide, error_change, changes)
 
 
-def _change(now: tuple[Run, Run], before: tuple[Run, Run]) -> Interval:
-    """Compare two differences of shares, each variant - reference.
+def _judge(
+    variant: str,
+    setting: Setting,
+    own: Mapping[str, Values],
+    base: Mapping[str, Values],
+    margins: Mapping[str, Margin],
+) -> Judged:
+    found = {one.scorer: one for one in compare(own, base, margins)}
+    captions = {}
+    for name in found:
+        sign = 1 if get_scorer(name).higher_is_better else -1
+        gains = sign * prompt_differences(own[name], base[name])
+        captions[name] = (int((gains > 0).sum()), int((gains < 0).sum()))
+    verdict = conclude(variant, f"{REFERENCE} at {setting.name}", list(found.values()))
+    return Judged(verdict, found, captions)
+
+
+def _level(runs: Runs, setting: Setting) -> Level:
+    values = runs[setting.name, REFERENCE].values
+    exact, ned = (mean_interval(values[name]) for name in JUDGES)
+    change = None
+    if setting != DEFAULT and _is_measured(runs, DEFAULT):
+        before = runs[DEFAULT.name, REFERENCE].values
+        bounds = get_scorer(JUDGES[0]).bounds
+        change = delta_interval(bounds, values[JUDGES[0]], before[JUDGES[0]])
+    return Level(setting, exact, ned, change)
+
+
+def _change(now: tuple[Run, Run], before: tuple[Run, Run], scorer: str) -> Interval:
+    """Compare two differences of a score in [0, 1], each variant - reference.
 
     They lie in [-1, 1]; mapped to [0, 1] they are what `discordant_interval` is for, since most
     captions do not change, and the map halves the difference.
     """
     halves = []
     for variant, reference in (now, before):
-        a, b = variant.values[JUDGES[0]], reference.values[JUDGES[0]]
+        a, b = variant.values[scorer], reference.values[scorer]
         if a.keys() != b.keys():
             raise UserError(
                 f"limits: runs {variant.run_id} and {reference.run_id} must be on the same "
@@ -232,7 +318,7 @@ def _setting(model: str, record: Mapping[str, Any]) -> Setting | None:
     return None
 
 
-def _is_measured(runs: Runs, setting: Setting, variant: str) -> bool:
+def _is_measured(runs: Runs, setting: Setting, variant: str = REFERENCE) -> bool:
     run = runs.get((setting.name, variant))
     needed = JUDGES if variant == REFERENCE else (*JUDGES, *DISTANCES)
     return run is not None and all(name in run.values for name in needed)

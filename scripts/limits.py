@@ -26,7 +26,7 @@ import pandas as pd
 
 from eval.ledger import SCORES, read_table
 from eval.limits import DISTANCES, JUDGES, REFERENCE, collect, examine, missing, read_records
-from eval.limits_table import render
+from eval.limits_table import ABSENT, render
 from eval.margins import load_margins
 from quant.atomic import write_atomically
 from quant.errors import UserError
@@ -119,19 +119,18 @@ def measure(
 
 def tabulate(options: Options) -> dict:
     """Examine the runs, write and print the page."""
-    entries = examine(read_runs(options), load_margins())
+    examined = examine(read_runs(options), load_margins())
     title = (
         f"The mini at its limits: prompts {PROMPTS}, {options.n} captions, engine stock, float32, "
         f"{BACKENDS[options.hardware]}"
     )
-    text = render(entries, title)
+    text = render(examined, title)
     page = from_root(options.ledger) / "tables" / "limits_mini.md"
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
     print(text)
     verdicts: dict[str, dict[str, str]] = {}
-    for entry in entries:
-        kind = "not measured" if entry.verdict is None else entry.verdict.kind
-        verdicts.setdefault(entry.variant, {})[entry.setting.name] = kind
+    for entry in examined.entries:
+        verdicts.setdefault(entry.variant, {})[entry.setting.name] = entry.kind or ABSENT
     return {"table": terse(page), "n": options.n, "verdicts": verdicts}
 
 

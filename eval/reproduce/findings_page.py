@@ -25,9 +25,9 @@ SETTINGS = """\
 ## Does a verdict depend on the setting?
 
 `python scripts/limits.py` moves steps, guidance and outliers of the mini, one at a time
-([all figures, and how they are judged](tables/limits_mini.md)). Verdicts that differ do not show by
-themselves that the setting matters; changes that leave out zero do, and of changes that are none
-about one in twenty leaves it out.
+([all figures, and how they are judged](tables/limits_mini.md)). A verdict depends on the setting
+where it is another one than at the default and the change in texts read exactly leaves out zero; of
+changes that are none about one in twenty leaves it out.
 """
 
 

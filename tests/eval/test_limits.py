@@ -23,6 +23,7 @@ from eval.margins import Margin
 from quant.errors import UserError
 
 N = 60
+UNIT = "100 x cosine (clip-mini)"
 MARGINS = {
     "ocr_exact": Margin("ocr_exact", 0.1, "fraction of texts", "for these tests"),
     "ocr_ned": Margin("ocr_ned", 0.1, "edit distance / longer length", "for these tests"),
@@ -34,8 +35,9 @@ def keyed(values):
     return {(f"p{i:02}", i): float(value) for i, value in enumerate(values)}
 
 
-def run(exact, error=None, name="run"):
-    values = {"ocr_exact": keyed(exact), "ocr_ned": keyed(1.0 - np.asarray(exact))}
+def run(exact, error=None, name="run", ned=None):
+    ned = 1.0 - np.asarray(exact) if ned is None else ned
+    values = {"ocr_exact": keyed(exact), "ocr_ned": keyed(ned)}
     if error is not None:
         values |= {"latent_error": keyed(error), "psnr": keyed(30.0 + np.asarray(error))}
     return Run(name, values)
@@ -62,8 +64,8 @@ def runs():
     return found
 
 
-def entry_of(entries, setting, variant):
-    (found,) = (e for e in entries if (e.setting.name, e.variant) == (setting, variant))
+def entry_of(examined, setting, variant):
+    (found,) = (e for e in examined.entries if (e.setting.name, e.variant) == (setting, variant))
     return found
 
 
@@ -76,27 +78,32 @@ def test_one_factor_is_moved_at_a_time():
 
 
 def test_a_variant_is_compared_with_the_reference_at_its_own_setting(runs):
-    entries = examine(runs, MARGINS)
-    assert len(entries) == len(SETTINGS) * len(VARIANTS)
-    assert entry_of(entries, "default", "q4_k").exact.estimate == pytest.approx(-10 / N)
-    assert entry_of(entries, "guidance 7", "q4_k").exact.estimate == pytest.approx(-30 / N)
-    assert entry_of(entries, "guidance 7", "q4_k").verdict.kind == "worse"
-    assert "bf16 at guidance 7" in entry_of(entries, "guidance 7", "q4_k").verdict.sentence
-    assert entry_of(entries, "guidance 7", "fp8").verdict.kind == "equivalent"
+    examined = examine(runs, MARGINS)
+    assert len(examined.entries) == len(SETTINGS) * len(VARIANTS)
+    before, now = (entry_of(examined, name, "q4_k") for name in ("default", "guidance 7"))
+    assert before.judged.scores["ocr_exact"].delta.estimate == pytest.approx(-10 / N)
+    assert now.judged.scores["ocr_exact"].delta.estimate == pytest.approx(-30 / N)
+    assert now.judged.scores["ocr_ned"].delta.estimate == pytest.approx(30 / N)
+    assert now.kind == "worse" and now.judged.deciding == ("ocr_exact", "ocr_ned")
+    assert now.judged.captions == {"ocr_exact": (0, 30), "ocr_ned": (0, 30)}
+    assert "bf16 at guidance 7" in now.judged.verdict.sentence
+    assert entry_of(examined, "guidance 7", "fp8").kind == "equivalent"
 
 
 def test_a_change_is_the_difference_of_two_differences(runs):
     entries = examine(runs, MARGINS)
-    change = entry_of(entries, "guidance 7", "q4_k").exact_change
+    change = entry_of(entries, "guidance 7", "q4_k").changes["ocr_exact"]
     # -30/60 - (-10/60): twenty captions of sixty, none the other way
     assert change.estimate == pytest.approx(-20 / N)
     assert change.low < -20 / N < change.high < 0.0
-    steps = entry_of(entries, "12 steps", "q4_k").exact_change
+    distance = entry_of(entries, "guidance 7", "q4_k").changes["ocr_ned"]
+    assert distance.estimate == pytest.approx(20 / N) and distance.low > 0.0
+    steps = entry_of(entries, "12 steps", "q4_k").changes["ocr_exact"]
     assert steps.estimate == 0.0 and steps.low < 0.0 < steps.high
     error = entry_of(entries, "guidance 7", "fp8").error_change
     assert error.estimate == pytest.approx(2 * 0.15) and error.low > 0.0
     assert entry_of(entries, "default", "fp8").error_change is None
-    assert entry_of(entries, "default", "fp8").exact_change is None
+    assert entry_of(entries, "default", "fp8").changes == {}
 
 
 def test_a_change_of_the_reference_alone_is_no_loss_of_the_variant(runs):
@@ -104,21 +111,151 @@ def test_a_change_of_the_reference_alone_is_no_loss_of_the_variant(runs):
     runs["guidance 1", REFERENCE] = run(exact(30))
     runs["guidance 1", "q8_0"] = run(exact(30), np.linspace(0.1, 0.2, N))
     entry = entry_of(examine(runs, MARGINS), "guidance 1", "q8_0")
-    assert entry.exact.estimate == 0.0 and entry.exact_change.estimate == 0.0
+    assert entry.judged.scores["ocr_exact"].delta.estimate == 0.0
+    assert entry.changes["ocr_exact"].estimate == 0.0
+
+
+def sentence(examined, start):
+    (found,) = (line for line in answer(examined) if line.startswith(start))
+    return found
+
+
+def cells(page, setting, variant):
+    """The cells of one row of the first table."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    (found,) = (line for line in lines if line[:2] == [setting, variant])
+    return found
 
 
 def test_the_sentences_say_what_the_numbers_do(runs):
-    lines = answer(examine(runs, MARGINS))
-    assert lines[2] == "fp8: equivalent at 6 of 6 settings, the same at all measured."
-    changes, moved, *_ = lines
-    assert "that leave out zero: 1 of 20, q4_k at guidance 7 (-0.333 [" in changes
-    assert "fp8 more at guidance 7; q8_0 more at guidance 7" in moved and "less" not in moved
-    assert not any(line.startswith("Not measured") for line in lines)
+    """q4_k is worse everywhere: that it loses more at guidance 7 is no other verdict."""
+    examined = examine(runs, MARGINS)
+    first, same, *_ = answer(examined)
+    assert first.startswith("No verdict is shown to depend on the setting, in none of 20 ")
+    assert same.startswith(
+        "The same verdict, though the change leaves out zero: q4_k at guidance 7"
+    )
+    assert "(worse; change -0.333 [" in same
+    assert (
+        sentence(examined, "fp8") == "fp8: equivalent at 6 of 6 settings, the same at all measured."
+    )
+    told = sentence(examined, "Latents")
+    assert (
+        told
+        == "Latents lie, against the default, farther from bf16's at guidance 7 (4 of 4 variants)."
+    )
+    assert not any(
+        line.startswith(("Not measured", "Another verdict")) for line in answer(examined)
+    )
+
+
+def test_a_verdict_that_is_another_and_whose_change_shows_it_comes_first(runs):
     runs["48 steps", "int8"] = run(exact(40), np.linspace(0.1, 0.2, N))
-    lines = answer(examine(runs, MARGINS))
-    (int8,) = (line for line in lines if line.startswith("int8: "))
+    examined = examine(runs, MARGINS)
+    first = answer(examined)[0]
+    assert first.startswith("A verdict depends on the setting in 1 of 20 comparisons")
+    assert "int8 at 48 steps is worse, equivalent at the default (change -0.500 [" in first
+    assert "int8" not in sentence(examined, "The same verdict")
+    int8 = sentence(examined, "int8: ")
     assert int8.startswith("int8: equivalent at default, 12 steps, guidance 1")
     assert int8.endswith("worse at 48 steps.")
+
+
+def test_another_verdict_alone_is_not_shown_to_differ(runs):
+    """Four captions more are misread: too few for the change, too many for equivalence."""
+    runs["48 steps", "int8"] = run(exact(14), np.linspace(0.1, 0.2, N))
+    examined = examine(runs, MARGINS)
+    assert "in none of 20 comparisons" in answer(examined)[0]
+    told = sentence(examined, "Another verdict")
+    assert "holds zero, as does that in edit distance: int8 at 48 steps (not decided)." in told
+    # the distance grows by 0.05 for every caption: worse by it, and the change leaves out zero
+    far = 1.0 - exact(14) + np.where(exact(14) == 1.0, 0.15, 0.0)
+    runs["48 steps", "int8"] = run(exact(14), np.linspace(0.1, 0.2, N), ned=far)
+    told = sentence(examine(runs, MARGINS), "Another verdict")
+    assert "though not that in edit distance of int8 at 48 steps: int8 at 48 steps (worse)" in told
+
+
+def test_a_verdict_names_the_scores_and_captions_it_hangs_on(runs):
+    """Twelve distances shrink and one grows, no text is read that was not: better by ocr_ned."""
+    narrow = {**MARGINS, "ocr_ned": Margin("ocr_ned", 0.02, MARGINS["ocr_ned"].unit, "narrow")}
+    ned = 1.0 - exact(10)
+    base = ned + np.where(np.arange(N) >= 20, 0.4, 0.0)
+    ned = base - np.where(np.arange(N) >= 48, 0.3, 0.0)
+    ned[20] += 0.3
+    runs["guidance 1", REFERENCE] = run(exact(10), ned=base)
+    runs["guidance 1", "q8_0"] = run(exact(10), np.linspace(0.1, 0.2, N), ned=ned)
+    page = render(examine(runs, narrow), "title")
+    row = cells(page, "guidance 1", "q8_0")
+    assert row[-1] == "better (ocr_ned: 12 captions better, 1 worse)"
+    assert row[5].startswith("+0.000 [") and row[7].startswith("-0.055 [")
+    assert row[8].startswith("-0.055 [")  # no difference at the default
+    wide = render(examine(runs, MARGINS), "title")
+    assert cells(wide, "default", "q8_0")[-1] == "equivalent"
+    worse = cells(page, "default", "q4_k")[-1]
+    assert worse == (
+        "worse (ocr_exact: 0 captions better, 10 worse; ocr_ned: 0 captions better, 10 worse)"
+    )
+    runs["12 steps", "q4_k"] = run(exact(14), np.linspace(0.1, 0.2, N))
+    again = render(examine(runs, narrow), "title")
+    assert cells(again, "12 steps", "q4_k")[-1] == "not decided (ocr_exact, ocr_ned)"
+    assert "over the two scores of a setting, not over the 24 verdicts of this page" in again
+
+
+def test_the_references_own_level_stands_beside_its_differences(runs):
+    examined = examine(runs, MARGINS)
+    told = "bf16 itself reads 0.833 ["
+    assert "and is shown to read fewer at no setting." in sentence(examined, told)
+    runs["guidance 7", REFERENCE] = run(exact(40))
+    told = sentence(examine(runs, MARGINS), told)
+    assert "and fewer, 0.333 [" in told and "at guidance 7: a difference there is judged" in told
+    assert "own guidance" not in told  # at guidance 1 it reads what it does at the default
+    runs["guidance 1", REFERENCE] = run(exact(30))
+    examined = examine(runs, MARGINS)
+    told = sentence(examined, "bf16 itself")
+    assert "0.500 [" in told and "The mini draws best near its own guidance, 3." in told
+    assert "not comparable with Ideogram 4's default of 7" in told
+    page = render(examined, "title")
+    levels = page[page.index("The reference, bf16, by itself at each setting") :].splitlines()
+    (row,) = (line for line in levels if line.startswith("| guidance 7"))
+    values = [cell.strip() for cell in row.split("|")[1:-1]]
+    starts = zip(values, ("guidance 7", "0.333 [", "-0.500 [", "0.667 ["), strict=True)
+    assert all(value.startswith(start) for value, start in starts)
+
+
+def test_scores_that_have_no_say_here_are_named(runs):
+    assert not any(line.startswith("Judged here") for line in answer(examine(runs, MARGINS)))
+    margins = {**MARGINS, "clip_mini": Margin("clip_mini", 1.0, UNIT, "for these tests")}
+    level = np.linspace(40.0, 50.0, N)
+    for name, loss in ((REFERENCE, 0.0), ("fp8", 2.0), ("int8", 0.01)):
+        values = runs["default", name].values | {"clip_mini": keyed(level - loss * level / 45.0)}
+        runs["default", name] = Run(name, values)
+    examined = examine(runs, margins)
+    told = sentence(examined, "Judged here by ocr_exact and ocr_ned only; README's verdicts")
+    assert told.endswith("also by clip_mini: there fp8 is worse (by clip_mini).")
+    assert entry_of(examined, "default", "fp8").kind == "equivalent"
+    runs["48 steps", "fp8"] = run(exact(40), np.linspace(0.1, 0.2, N))
+    told = sentence(examine(runs, margins), "Judged here")
+    assert told.endswith(", so that fp8 at 48 steps has the verdict that README gives.")
+    runs["default", "fp8"] = runs["default", "int8"]
+    told = sentence(examine(runs, margins), "Judged here")
+    assert told.endswith("also by clip_mini: there no variant has another verdict.")
+
+
+def test_latents_that_move_both_ways(runs):
+    spread = np.linspace(0.1, 0.2, N)
+    for variant, factor in zip(VARIANTS, (2.0, 0.5, 0.5, 1.0), strict=True):
+        runs["12 steps", variant] = run(exact(10), spread * factor)
+    told = sentence(examine(runs, MARGINS), "Latents")
+    assert "nearer to bf16's at 12 steps (2 of 4 variants); farther from bf16's at guid" in told
+    runs["12 steps", "q4_k"] = run(exact(10), spread)
+    told = sentence(examine(runs, MARGINS), "Latents")
+    assert "as often farther from as nearer to bf16's at 12 steps (1 of 4 variants)" in told
+    for setting in SETTINGS[1:]:
+        for variant in VARIANTS:
+            runs[setting.name, variant] = runs["default", variant]
+    assert sentence(examine(runs, MARGINS), "No variant's") == (
+        "No variant's latents are moved against the default."
+    )
 
 
 def test_what_is_not_measured_is_named_and_nothing_is_made_up(runs):
@@ -127,12 +264,15 @@ def test_what_is_not_measured_is_named_and_nothing_is_made_up(runs):
     only = runs["12 steps", "int8"].values
     runs["12 steps", "int8"] = Run("r", {"psnr": only["psnr"]})
     entries = examine(runs, MARGINS)
-    assert entry_of(entries, "48 steps", "fp8").verdict is None
-    assert entry_of(entries, "guidance 7", "q8_0").exact is None
+    assert entry_of(entries, "48 steps", "fp8").kind is None
+    assert entry_of(entries, "guidance 7", "q8_0").judged is None
     assert entry_of(entries, "guidance 7", "q8_0").distances["latent_error"].n == N
     page = render(entries, "title")
-    (row,) = (line for line in page.splitlines() if line.startswith("| 48 steps") and "fp8" in line)
-    assert row.count("not measured") == 6
+    assert cells(page, "48 steps", "fp8")[2:] == ["not measured"] * 8
+    levels = page[page.index("The reference, bf16, by itself at each setting") :].splitlines()
+    (row,) = (line for line in levels if line.startswith("| guidance 7"))
+    assert row.count("not measured") == 3
+    assert "in none of 14 comparisons" in answer(entries)[0]
     (last,) = (line for line in answer(entries) if line.startswith("Not measured: "))
     assert "fp8 at 48 steps" in last and "q8_0 at guidance 7" in last
     assert last.endswith("run `python scripts/limits.py --run hardware=cuda`.")
@@ -143,7 +283,8 @@ def test_what_is_not_measured_is_named_and_nothing_is_made_up(runs):
         NAMED["guidance 7"]: (REFERENCE,),
     }
     empty = answer(examine({}, MARGINS))
-    assert empty[0] == "fp8: no setting is measured."
+    assert empty[0] == "Whether a verdict depends on the setting is not measured."
+    assert empty[1] == "fp8: no setting is measured."
 
 
 def test_the_page_says_what_it_is_about(runs):

@@ -275,6 +275,10 @@ def test_the_page_sorts_claims_by_outcome():
     places = [page.index(text) for text in (f"## {HOLDS}", "*B* b `do it`", f"## {FAILS}", "*A*")]
     assert places == sorted(places)
     assert UNTESTED not in page and page.endswith("- One setting.\n")
+    words = " ".join(page.split())
+    assert (
+        "another one than at the default and the change in texts read exactly leaves out" in words
+    )
 
 
 def test_a_claim_without_a_command_ends_with_what_is_found():
