@@ -64,7 +64,6 @@ def build(results: Path) -> str:
     runs = [own.to_dict("records") for _, own in products.groupby("run_id", sort=True)]
     entries = (
         *(_step(times, size) for size in SIZES),
-        *(_formats(times, size) for size in SIZES),
         _capped(times),
         *_products(runs),
         _peers(runs),
@@ -103,37 +102,6 @@ def _step(rows: pd.DataFrame, size: int) -> str:
             said.append(f"{_listed(factors)} as fast as {COMPARED[base]}")
     absent = [COMPARED[path] for path in COMPARED if path not in steps]
     return f"{'; '.join(said)}." + _lacking(absent, command, "Not measured in this run")
-
-
-def _formats(rows: pd.DataFrame, size: int) -> str:
-    """Compare a picture in every format that decodes with bf16's of the same run."""
-    command = bench.command(bench.FORMATS)
-    timed = {
-        name: bench.choose(rows, bench.H200, (name, BF16[1]), size, "image_s")
-        for name in bench.DECODED
-    }
-    by_run: dict[str, list[str]] = {}
-    unpaired = []
-    for name, own in timed.items():
-        if own is None:
-            continue
-        text = f"{name} {shown(own.cell('image_s'), '.2f')} s"
-        base = _beside(rows, own, BF16, size, "image_s")
-        if base is None:
-            unpaired.append(name)
-        else:
-            by_run.setdefault(own.run_id, [f"bf16 {shown(base, '.2f')} s"])
-            text += f" ({own.cell('image_s').value / base.value:.2f} times as long)"
-        by_run.setdefault(own.run_id, []).append(text)
-    said = [f"run {run_id}: {_listed(by_run[run_id])}" for run_id in sorted(by_run)]
-    return (
-        f"A picture of {size} px in the formats that are decoded for every product, beside bf16 "
-        f"under the same engine ({bench.WHERE}; without text encoder and VAE; Student's 95 % "
-        "intervals over images)"
-        + (f", {'; '.join(said)}." if said else ".")
-        + _lacking([name for name, own in timed.items() if own is None], command)
-        + _lacking(unpaired, command, "Without bf16 in the same run")
-    )
 
 
 def _capped(rows: pd.DataFrame) -> str:

@@ -11,7 +11,6 @@ import pytest
 from eval.gemm_rows import GEMM, PEERS, SHAPES, STEP_M, make_row
 from eval.ledger import upsert
 from eval.reproduce import headline
-from eval.reproduce.bench import DECODED
 from eval.reproduce.runs import VARIANTS
 from eval.reproduce.speed_claims import CAP_GB
 
@@ -19,15 +18,13 @@ ROOT = Path(__file__).resolve().parents[3]
 STARTS = (
     "A CFG step at 1024 px",
     "A CFG step at 768 px",
-    "A picture of 1024 px in the formats",
-    "A picture of 768 px in the formats",
     "A whole picture of 1024 px",
     "Row quantization and int8 product together",
     "The int8 product alone against cuBLASLt's FP8",
     "The int8 product alone against other projects'",
     "Verdicts of the mini (not Ideogram 4)",
 )
-STEP, STEP_768, FORMATS, FORMATS_768, CAPPED, QUANTIZED, FP8, RIVALS, VERDICTS = range(len(STARTS))
+STEP, STEP_768, CAPPED, QUANTIZED, FP8, RIVALS, VERDICTS = range(len(STARTS))
 N = 40
 
 
@@ -106,7 +103,6 @@ def test_without_rows_every_entry_says_so_and_names_a_command(write):
         for command in (commands := re.findall(r"`python ([^`]+)`", entry)):
             assert (ROOT / command.split()[0]).is_file(), command
         assert commands and not re.search(r"times as (fast|long)|\[", entry), entry
-    assert all(name in found[FORMATS] for name in DECODED)
     assert all(f"{peer} {len(SHAPES) * len(STEP_M)}" in found[RIVALS] for peer in PEERS)
 
 
@@ -149,19 +145,6 @@ def test_a_path_that_the_run_lacks_is_not_taken_from_another(write):
     assert f"run {run_id}," in found and "times as fast as stock" not in found
     assert "times as fast as the engine in bf16" in found
     assert "Not measured in this run: stock diffusers: `python scripts/bench_model.py" in found
-
-
-def test_factors_of_the_formats_are_of_their_own_runs(listed, write):
-    rows, entry = committed_rows("model.csv"), listed[FORMATS]
-    for name in DECODED:
-        run_id = newest(rows, "image_s", name)
-        own, base = (value(rows, run_id, "image_s", each) for each in (name, "bf16"))
-        assert f"run {run_id}: " in entry and f"bf16 {base:.2f} [" in entry
-        assert re.search(rf"{name} {own:.2f} \[[^]]+\] s \({own / base:.2f} times as long\)", entry)
-    later = rows[of(rows, "fp8", run_id=newest(rows, "image_s", "fp8"))].assign(run_id="30000101")
-    found = entries(write(model=pd.concat([rows, later])))[FORMATS]
-    assert re.search(r"run 30000101: fp8 [\d.]+ \[[^]]+\] s\.", found)
-    assert "Without bf16 in the same run: fp8: `python scripts/bench_model.py" in found
 
 
 def test_only_the_picture_under_this_cap_counts(listed, write):

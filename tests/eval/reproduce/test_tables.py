@@ -17,6 +17,7 @@ from eval.reproduce import (
     speed,
     text,
 )
+from eval.reproduce.bench import BESIDE_BF16, DECODED
 from eval.reproduce.runs import VARIANTS
 from eval.reproduce.tables import BUILDERS, build_tables
 from quant.errors import UserError
@@ -101,6 +102,24 @@ def test_speed_of_the_card_and_of_the_papers(committed):
         assert other.reason.startswith("does not apply") and not other.command
     bf16 = pick(cells(table, "1024", "bf16", "dit8"), "Ideogram 4", "image")
     assert bf16.reason == "does not apply: no public bf16 weights"
+
+
+def test_a_step_is_compared_with_bf16_of_its_own_run(ledger, committed):
+    table = speed.build(committed)
+    steps = pd.read_csv(committed / "bench" / "model.csv").query("quantity == 'cfg_step_ms'")
+    steps = steps[(steps.engine == "dit8") & (steps.resolution == 1024)]
+    for name in (*DECODED, "fused_int8", "rotated"):
+        run = steps[steps.run_id == steps[steps.variant == name].run_id.max()]
+        ms = run.set_index("variant").value
+        found = pick(cells(table, "1024", name, "dit8"), "H200", BESIDE_BF16)
+        assert found.value == pytest.approx(ms["bf16"] / ms[name], rel=1e-12)
+
+    def keep(rows):
+        mine = rows[rows.variant == "fp8"].run_id
+        return ~(rows.run_id.isin(mine) & (rows.variant == "bf16") & (rows.engine == "dit8"))
+
+    alone = cells(speed.build(keep_rows(ledger, committed, keep)), "1024", "fp8", "dit8")
+    assert pick(alone, "H200", BESIDE_BF16).reason == "its run has no bf16 beside it"
 
 
 def test_a_path_that_was_timed_over_few_steps_has_a_step_and_no_image(ledger, committed):
