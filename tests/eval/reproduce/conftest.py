@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 from eval.ledger import SCORES, upsert
 from eval.records import RunKey
+from eval.reproduce.table import Cell
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLER = {"name": "default_20", "steps": 20, "guidance": 3.0, "size_px": 256}
@@ -111,3 +112,33 @@ def _check_characters(text: str) -> None:
     assert depth == 0 and bare.count("$") % 2 == 0
     outside = "".join(bare.split("$")[::2])
     assert not re.search(r"[%#_^~<>|]", outside)
+
+
+@pytest.fixture(scope="session")
+def cells() -> Callable[..., dict]:
+    """Return a function: table, keys of a row -> (kind, place, label) -> cell."""
+
+    def find(table, *names):
+        rows = [row for row in table.rows if tuple(c.text for c in row[: len(names)]) == names]
+        (row,) = rows
+        return {
+            (column.kind, column.where, column.label): cell
+            for column, cell in zip(table.columns, row, strict=True)
+        }
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def pick() -> Callable[..., Cell]:
+    """Return a function: what `cells` found, beginning of a place, label, kind -> the cell."""
+
+    def find(found, where, label, kind="measured"):
+        (cell,) = (
+            cell
+            for (own, place, name), cell in found.items()
+            if own == kind and place.startswith(where) and name == label
+        )
+        return cell
+
+    return find
