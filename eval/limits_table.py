@@ -132,7 +132,7 @@ def _reference(levels: Sequence[Level]) -> list[str]:
     guided = [level for level in moved if level.setting.guidance != DEFAULT.guidance]
     every = [setting for setting in SETTINGS if setting.guidance != DEFAULT.guidance]
     if len(guided) == len(every) and all(level in fewer for level in guided):
-        sentence += f" The mini draws best near its own guidance, {DEFAULT.guidance:g}."
+        sentence += f" Of the guidances tried it reads most at its own, {DEFAULT.guidance:g}."
     sentence += " Guidance 7 of the mini is not comparable with Ideogram 4's default of 7."
     return [sentence]
 

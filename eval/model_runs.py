@@ -11,7 +11,7 @@ def best_first(runs: Iterable[str], rows: pd.DataFrame, resolution: int) -> list
     """Order run ids: first those that timed fused_int8 too, and of these the newest first.
 
     What is compared with fused_int8 should be of its run: two cards of one kind, or one card on two
-    days, differed by 3 % here.
+    days, differ by per cents (results/FINDINGS.md).
 
     Args:
         runs: ids, which sort by time.

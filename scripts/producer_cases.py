@@ -1,5 +1,6 @@
 """What scripts/bench_producers.py times, at Ideogram 4's widths: kernels, variants and spreads."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -152,7 +153,14 @@ def copy_cases() -> Iterator[Case]:
 
 
 DECODERS = {"fp8": fp8, "q8_0": q8_0, "q4_k": q4_k, "nf4": nf4}
-STORED_BYTES = {"fp8": 1, "q8_0": 34 / 32, "q4_k": 144 / 256, "nf4": 0.5 + 4 / 64}  # a weight
+
+
+def _bytes(name: str) -> int:
+    """Count the bytes of a row of HIDDEN weights as stored, and decoded to bf16."""
+    specs = DECODERS[name].CODEC.specs(1, HIDDEN)
+    stored = (spec for suffix, spec in specs.items() if suffix != nf4.STATE)
+    levels = 4 * nf4.LEVELS if name == "nf4" else 0  # not a row's own
+    return 2 * HIDDEN + sum(math.prod(one.shape) * one.dtype.itemsize for one in stored) - levels
 
 
 def _stored(name: str, m: int, k: int) -> dict[str, torch.Tensor]:
@@ -194,7 +202,7 @@ def decode_cases() -> Iterator[Case]:
 
             return call
 
-        row_bytes = int(HIDDEN * (2 + STORED_BYTES[name])) + (4 if name == "fp8" else 0)
+        row_bytes = _bytes(name)
         spreads = tuple(Config(*size) for size in sizes)
         yield Case("decode", name, HIDDEN, row_bytes, draw, bind, spreads)
         yield Case("decode", f"{name}-torch", HIDDEN, row_bytes, draw, bind_torch, ())

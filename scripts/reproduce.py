@@ -7,7 +7,7 @@
 
 Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv, and
 from all nine <results>/FINDINGS.md, which says which of the papers' claims hold here; with them
-<results>/tables/headline.md and brief_*.md, the sentences and tables of README.md
+<results>/tables/headline.md, verdict_line.md and brief_*.md, what README.md shows
 (scripts/fill_readme.py puts them there).
 Measured and reported figures stand in separate columns; an empty cell says why it is empty and
 which command fills it. With --run it says beforehand how long it takes and how much disk
@@ -27,7 +27,7 @@ from typing import Any
 from eval.limits import examine
 from eval.limits_table import answer
 from eval.margins import load_margins
-from eval.reproduce import findings_page, headline, quality_claims, speed_claims
+from eval.reproduce import findings_page, headline, quality_claims, speed_claims, verdict_line
 from eval.reproduce.brief import PICKS, render_brief
 from eval.reproduce.finding import find
 from eval.reproduce.table import Table, tally
@@ -65,8 +65,8 @@ def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:
 
 
 def write_for_readme(results: Path, tables: Sequence[Table]) -> list[Path]:
-    """Write what README.md shows: headline.md and brief_*.md in <results>/tables; returns them."""
-    texts = {"headline": headline.build(results)}
+    """Write what README.md shows into <results>/tables; returns the files."""
+    texts = {"headline": headline.build(results), "verdict_line": verdict_line.build(results)}
     texts |= {f"brief_{one.slug}": render_brief(one) for one in tables if one.number in PICKS}
     pages = [results / "tables" / f"{name}.md" for name in texts]
     for page, text in zip(pages, texts.values(), strict=True):

@@ -43,8 +43,8 @@ NOTES = (
     "unprofiled images. Waiting: the step less its kernels, below zero by the spread of the two.",
     "The bound is Amdahl's, 1 / (1 - share of the linears). `compiled` is stock diffusers without "
     "padding and mask, with compiled blocks and the fastest attention backend. Against stock: of "
-    "the same run. Rows are of the runs of table 1: kernels of two runs differ by 3 %, and by more "
-    "where the card is less busy, as it is while weights are decoded (int8).",
+    "the same run. Rows are of the runs of table 1, and kernels of two runs differ: compare "
+    "within a run.",
 )
 
 

@@ -16,17 +16,12 @@ import pandas as pd
 
 from eval.gemm_rows import GEMM, PEERS, ROWS_M, SHAPES, STEP_M, ratios
 from eval.ledger import read_table
-from eval.margins import load_margins
 from eval.reproduce import bench
 from eval.reproduce.finding import shown
-from eval.reproduce.quality_claims import EVALUATE
-from eval.reproduce.runs import MINI, VARIANTS, choose_runs
+from eval.reproduce.gemm import COMPANY_PERCENT
 from eval.reproduce.speed import SIZES
 from eval.reproduce.speed_claims import CAP_GB
 from eval.reproduce.table import Cell
-from eval.scorers import SCORERS
-from eval.stats import MIN_PROMPTS
-from eval.verdict import TIMES, WORST_FIRST, compare, conclude
 
 Rows = Sequence[Mapping[str, Any]]
 Ratios = Mapping[tuple[str, int], float]  # (shape, M) -> times as fast
@@ -38,19 +33,22 @@ FUSED, ROTATED = ("fused_int8", "dit8"), ("rotated", "dit8")
 # variant and engine -> what the sentences call them
 COMPARED = {
     STOCK: "stock diffusers",
-    COMPILED: "compiled (stock without padding, torch.compile)",
+    COMPILED: "compiled (stock without padding and mask, torch.compile, fastest attention)",
     BF16: "the engine in bf16",
     FUSED: "fused_int8",
     ROTATED: "rotated",
 }
 FEW_M = ROWS_M[:3]
-COMPANY = "Runs in other company differ by 15 %, so smaller differences count for none."
+COMPANY = (
+    f"Other company in a run moves a ratio by up to {COMPANY_PERCENT} %, so smaller differences "
+    "count for none."
+)
 GEMM_COMMAND = "python scripts/bench_gemm.py --paths"
 OURS, OURS_QUANTIZED = ("dit8", "gemm_graph"), ("dit8_quant", "quant_gemm_graph")  # path, mode
 
 
 def build(results: Path) -> str:
-    """Make the list from bench/model.csv, bench/gemm.csv and the ledger.
+    """Make the list from bench/model.csv and bench/gemm.csv.
 
     Returns:
         a Markdown list, wrapped; ends with a newline.
@@ -67,7 +65,6 @@ def build(results: Path) -> str:
         _capped(times),
         *_products(runs),
         _peers(runs),
-        _verdicts(results),
     )
     fill = textwrap.TextWrapper(
         WIDTH,
@@ -90,7 +87,7 @@ def _step(rows: pd.DataFrame, size: int) -> str:
     listed = (f"{COMPARED[path]} {shown(cell, '.1f')} ms" for path, cell in steps.items())
     said = [
         f"A CFG step at {size} px ({bench.WHERE}; run {fused.run_id}, Student's 95 % intervals "
-        f"over its images): {_listed(listed)}"
+        f"over its images): {join_names(listed)}"
     ]
     for base in (STOCK, BF16):
         factors = [
@@ -99,9 +96,9 @@ def _step(rows: pd.DataFrame, size: int) -> str:
             if base in steps and path in steps
         ]
         if factors:
-            said.append(f"{_listed(factors)} as fast as {COMPARED[base]}")
+            said.append(f"{join_names(factors)} as fast as {COMPARED[base]}")
     absent = [COMPARED[path] for path in COMPARED if path not in steps]
-    return f"{'; '.join(said)}." + _lacking(absent, command, "Not measured in this run")
+    return f"{'; '.join(said)}." + lacking_note(absent, command, "Not measured in this run")
 
 
 def _capped(rows: pd.DataFrame) -> str:
@@ -121,16 +118,16 @@ def _capped(rows: pd.DataFrame) -> str:
 def _products(runs: Sequence[Rows]) -> tuple[str, str]:
     """Say how fast products are against cuBLAS, with quantization and without."""
     where = "H200, CUDA graphs; lowest to highest of"
-    count = f"{where} {len(SHAPES)} products, {_listed(SHAPES)}"
+    count = f"{where} {len(SHAPES)} products, {join_names(SHAPES)}"
     spans = [_span(runs, "bf16", OURS_QUANTIZED, sizes) for sizes in (STEP_M, FEW_M)]
     alone, absent = _span(runs, "fp8", OURS, STEP_M)
     command = f"{GEMM_COMMAND} dit8_quant --m {_words((*FEW_M, *STEP_M))}"
     return (
         f"Row quantization and int8 product together against cuBLAS in bf16 ({count}): "
         f"{'; '.join(text for text, _ in spans)}."
-        + _lacking([name for _, names in spans for name in names], command),
+        + lacking_note([name for _, names in spans for name in names], command),
         f"The int8 product alone against cuBLASLt's FP8 with row-wise scales ({where} the same): "
-        f"{alone}." + _lacking(absent, f"{GEMM_COMMAND} dit8 --m {_words(STEP_M)}"),
+        f"{alone}." + lacking_note(absent, f"{GEMM_COMMAND} dit8 --m {_words(STEP_M)}"),
     )
 
 
@@ -141,7 +138,7 @@ def _span(
     cells = _cells(ratios(sum(runs, []), anchor), what, sizes)
     single = [value for run in runs for value in _cells(ratios(run, anchor), what, sizes).values()]
     absent = [_name(s, m) for s in SHAPES for m in sizes if (s, m) not in cells]
-    where = f"at {_listed(map(str, sizes))} rows"
+    where = f"at {join_names(map(str, sizes))} rows"
     if not cells:
         return f"{where} not measured", [f"all products {where}"]
     wider = _between(single)
@@ -161,10 +158,10 @@ def _peers(runs: Sequence[Rows]) -> str:
             absent[peer] = f"{peer} {len(SHAPES) * len(STEP_M) - len(found)}"
     return (
         f"The int8 product alone against other projects', {len(SHAPES)} products at "
-        f"{_listed(map(str, STEP_M))} rows each (H200, CUDA graphs; several runs by their "
+        f"{join_names(map(str, STEP_M))} rows each (H200, CUDA graphs; several runs by their "
         "geometric mean)"
         + (f": {'; '.join(said)}. {COMPANY}" if said else ".")
-        + _lacking(
+        + lacking_note(
             list(absent.values()),
             f"{GEMM_COMMAND} dit8 {_words(absent)} --m {_words(STEP_M)}",
             "Pairs of product and rows not measured",
@@ -187,35 +184,8 @@ def _against(peer: str, found: Ratios, runs: Sequence[Ratios]) -> str:
     if ahead:
         text += f", {_between(ahead)} times as fast"
     if behind:
-        text += f", behind on {_listed(behind)}"
-    return f"{text}, its runs disagree on {_listed(unsettled)}" if unsettled else text
-
-
-def _verdicts(results: Path) -> str:
-    """Judge the mini's variants as scripts/verdicts.py does, naming the scores that decide."""
-    scorers = [n for n, each in SCORERS.items() if not each.needs_reference and n not in TIMES]
-    runs = {
-        name: run
-        for name, run in choose_runs(results, MINI, scorers).items()
-        if len({prompt for prompt, _ in run.pictures}) >= MIN_PROMPTS
-    }
-    what = f"Verdicts of the {MINI.label} against {MINI.reference}"
-    command = f"{EVALUATE}{','.join(VARIANTS)}"
-    base = runs.pop(MINI.reference, None)
-    if base is None:
-        return f"{what}: {MINI.reference} itself is not measured: `{command}`."
-    margins, by_kind = load_margins(), {kind: [] for kind in WORST_FIRST}
-    for name, run in runs.items():
-        found = [one for one in compare(run.values, base.values, margins) if one.margin is not None]
-        kind = conclude(name, MINI.reference, found).kind
-        deciding = [one.scorer for one in found if one.verdict.kind == kind]
-        every = "every score" if len(deciding) == len(found) else _listed(deciding)
-        by_kind[kind].append(f"{name} (by {every})")
-    said = [f"{kind}: {', '.join(names)}" for kind, names in by_kind.items() if names]
-    absent = [name for name in VARIANTS if name not in runs and name != MINI.reference]
-    return f"{what}, {len(base.pictures)} posters: {'; '.join(said) or 'none'}." + _lacking(
-        absent, command
-    )
+        text += f", behind on {join_names(behind)}"
+    return f"{text}, its runs disagree on {join_names(unsettled)}" if unsettled else text
 
 
 def _beside(
@@ -243,12 +213,12 @@ def _between(values: Iterable[float]) -> str:
     return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
-def _lacking(names: Sequence[str], command: str, what: str = "Not measured") -> str:
+def lacking_note(names: Sequence[str], command: str, what: str = "Not measured") -> str:
     """Say what has no rows and what makes them; nothing where nothing lacks."""
     return f" {what}: {', '.join(names)}: `{command}`." if names else ""
 
 
-def _listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
 

@@ -47,9 +47,9 @@ NOTES = (
     "H200: 48 steps with both branches and the text projection, 300 text tokens, without text "
     "encoder and VAE; the variants take turns, an image each; brackets are Student's 95 % interval "
     "over images. A row is of one run: stock, compiled, bf16, fused_int8 and rotated of the newest "
-    "that has fused_int8, the others each of its newest; the engine in bf16 differed by up to 3 % "
-    "from run to run and card to card, so compare within a run. Several cards of one computer were "
-    "benchmarked at once. "
+    "that has fused_int8, the others each of its newest; runs and cards differ "
+    "(results/FINDINGS.md says by how much the engine in bf16 did), so compare within a run. "
+    "Several cards of one computer were benchmarked at once. "
     "GPUs: those used, which is one. Peak: beside CUDA's context.",
     "`compiled` is stock diffusers without padding and mask, with compiled blocks and the fastest "
     "attention backend. `rotated` is variant fused_int8 under recipe rotate. `int8` is quantized, "

@@ -16,7 +16,6 @@ from scripts.arch_compile import read_usage  # noqa: E402
 MODULE = "kernels.decode_triton"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CODECS = {codec.name: codec for codec in (fp8.CODEC, q8_0.CODEC, q4_k.CODEC, nf4.CODEC)}
-BYTES = {"q8_0": 34 / 32, "q4_k": 144 / 256}
 
 
 def random_bytes(*shape, seed=0):
@@ -50,7 +49,7 @@ def draw_stored(name, n, k):
             ".weight.quant_map": torch.linspace(-1, 1, 16) ** 3,
             nf4.STATE: nf4.make_state(n, k),
         }
-    stored = random_bytes(n, int(k * BYTES[name]))
+    stored = random_bytes(*CODECS[name].specs(n, k)[".weight"].shape)
     width, count = (34, 1) if name == "q8_0" else (144, 2)
     return {".weight": with_halves(stored, width, count)}
 

@@ -115,6 +115,15 @@ def _check_characters(text: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def real() -> dict:
+    """Return what `Ledger.add` takes of a run on the real weights."""
+    return {
+        **{"model": "ideogram4", "engine": "dit8", "dtype": "bfloat16", "prompt_set": "bench300"},
+        "sampler": {"name": "quality_48", "steps": 48, "guidance": 7.0, "size_px": 1024},
+    }
+
+
+@pytest.fixture(scope="session")
 def cells() -> Callable[..., dict]:
     """Return a function: table, keys of a row -> (kind, place, label) -> cell."""
 

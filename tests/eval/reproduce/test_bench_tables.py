@@ -6,6 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
+from eval.gemm_rows import GEMM, STEP_M, ratios
+from eval.ledger import read_table
 from eval.reproduce import (
     breakdown,
     deployment,
@@ -15,11 +17,6 @@ from eval.reproduce import (
 from eval.reproduce.bench import BESIDE_BF16, DECODED
 from eval.reproduce.tables import build_tables
 from quant.errors import UserError
-
-REAL = {
-    **{"model": "ideogram4", "engine": "dit8", "dtype": "bfloat16", "prompt_set": "bench300"},
-    "sampler": {"name": "quality_48", "steps": 48, "guidance": 7.0, "size_px": 1024},
-}
 
 
 def row_of(results, variant, quantity):
@@ -92,10 +89,10 @@ def test_a_path_that_was_timed_over_few_steps_has_a_step_and_no_image(
     assert pick(short, "H200", "CFG step").value == step.value
 
 
-def test_speed_of_the_real_model_is_its_own_size_and_card(ledger, cells, pick):
+def test_speed_of_the_real_model_is_its_own_size_and_card(ledger, cells, pick, real):
     for size, seconds in ((1024, 150.0), (768, 90.0)):
-        sampler = REAL["sampler"] | {"size_px": size}
-        options = REAL | {"sampler": sampler, "gpu": "NVIDIA GeForce RTX 3090"}
+        sampler = real["sampler"] | {"size_px": size}
+        options = real | {"sampler": sampler, "gpu": "NVIDIA GeForce RTX 3090"}
         ledger.add(f"{size:012d}", "fp8", {"seconds": [seconds] * 5}, **options)
     table = speed.build(ledger.results)
     found = cells(table, "768", "fp8", "dit8")
@@ -235,3 +232,17 @@ def test_a_run_without_its_description_is_named(ledger, committed):
     shutil.copy(committed / "bench" / "model.csv", ledger.results / "bench" / "model.csv")
     with pytest.raises(UserError, match=r"nvidia_h200.json must describe a measured run, got File"):
         build_tables(ledger.results, (1,))
+
+
+def test_ratios_of_single_runs_lie_as_near_to_their_mean_as_the_notes_say(committed):
+    rows = read_table(committed / "bench" / "gemm.csv", GEMM)
+    runs = [own.to_dict("records") for _, own in rows.groupby("run_id")]
+    for anchor in ("bf16", "fp8"):
+        mean = ratios(sum(runs, []), anchor)
+        off = [
+            100 * abs(value / mean[cell] - 1)
+            for run in runs
+            for cell, value in ratios(run, anchor).items()
+            if cell[0].startswith("dit8") and cell[2] in STEP_M and cell[3].endswith("_graph")
+        ]
+        assert max(off) <= gemm.COMPANY_PERCENT

@@ -11,7 +11,6 @@ import pytest
 from eval.gemm_rows import GEMM, PEERS, SHAPES, STEP_M, make_row
 from eval.ledger import upsert
 from eval.reproduce import headline
-from eval.reproduce.runs import VARIANTS
 from eval.reproduce.speed_claims import CAP_GB
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,9 +21,8 @@ STARTS = (
     "Row quantization and int8 product together",
     "The int8 product alone against cuBLASLt's FP8",
     "The int8 product alone against other projects'",
-    "Verdicts of the mini (not Ideogram 4)",
 )
-STEP, STEP_768, CAPPED, QUANTIZED, FP8, RIVALS, VERDICTS = range(len(STARTS))
+STEP, STEP_768, CAPPED, QUANTIZED, FP8, RIVALS = range(len(STARTS))
 N = 40
 
 
@@ -130,8 +128,8 @@ def test_a_changed_row_changes_its_entry_alone(listed, write):
     ms = value(rows, run_id, "cfg_step_ms", "fused_int8")
     rows.loc[mine, "value"] = str(2 * ms)
     after = entries(write(model=rows))
-    same = [a == b for a, b in zip(listed[:VERDICTS], after[:VERDICTS], strict=True)]
-    assert same == [place != STEP for place in range(VERDICTS)]
+    same = [a == b for a, b in zip(listed, after, strict=True)]
+    assert same == [place != STEP for place in range(len(STARTS))]
     factor = value(rows, run_id, "cfg_step_ms", "bf16", "stock") / (2 * ms)
     assert f"fused_int8 {2 * ms:.1f} [" in after[STEP]
     assert f"; fused_int8 {factor:.2f} times and rotated" in after[STEP]
@@ -217,33 +215,3 @@ def test_cells_of_committed_rivals_are_counted_as_pandas_counts_them(listed, pee
         assert counts in found
     for (shape, m), each in ratio[ratio < 1].items():
         assert f"{shape} at {m} rows (by {100 * (1 - each):.1f} % of its speed)" in found
-
-
-def test_verdicts_are_those_of_the_committed_page(committed, listed):
-    page = (committed / "tables" / "verdicts_mini.md").read_text(encoding="utf-8")
-    found = listed[VERDICTS]
-    by_kind = dict(part.split(": ", 1) for part in found.split(" posters: ")[1].split("; "))
-    judged = {kind: re.findall(r"(\w+) \(by", names) for kind, names in by_kind.items()}
-    assert sorted(sum(judged.values(), [])) == sorted(set(VARIANTS) - {"bf16"})
-    for kind, names in judged.items():
-        for name in names:
-            claim = f"- {name} is {kind} "
-            assert claim in page or f"- Whether {name} is equivalent to bf16 is {kind} " in page
-
-
-def test_verdicts_of_a_ledger_of_ones_own(ledger):
-    exact = np.ones(N)
-    broken = np.where(np.arange(N) < 30, 0.0, 1.0)
-    names = [f"p{i:02}" for i in range(N)]
-    ledger.add("a" * 12, "bf16", {"ocr_exact": exact, "ocr_ned": 1 - exact}, prompts=names)
-    ledger.add("b" * 12, "nf4", {"ocr_exact": broken, "ocr_ned": 1 - exact}, prompts=names)
-    found = entries(ledger.results)[VERDICTS]
-    assert f"against bf16, {N} posters: worse: nf4 (by ocr_exact). Not measured: fp8, " in found
-    assert "`python scripts/evaluate.py -m hardware=cuda variant=bf16,fp8" in found
-    ledger.add("c" * 12, "q4_k", {"ocr_exact": broken, "ocr_ned": broken == 0}, prompts=names)
-    assert "worse: nf4 (by ocr_exact), q4_k (by every score)." in entries(ledger.results)[VERDICTS]
-
-
-def test_too_few_posters_are_no_verdict(ledger):
-    ledger.add("a" * 12, "bf16", {"ocr_exact": [1.0, 1.0]})
-    assert "bf16 itself is not measured: `python " in entries(ledger.results)[VERDICTS]

@@ -15,11 +15,6 @@ from eval.reproduce.runs import VARIANTS
 from eval.reproduce.tables import BUILDERS, build_tables
 from quant.errors import UserError
 
-REAL = {
-    **{"model": "ideogram4", "engine": "dit8", "dtype": "bfloat16", "prompt_set": "bench300"},
-    "sampler": {"name": "quality_48", "steps": 48, "guidance": 7.0, "size_px": 1024},
-}
-
 
 def test_an_empty_ledger_gives_all_tables_with_reasons(ledger, cells, pick):
     tables = build_tables(ledger.results)
@@ -90,13 +85,13 @@ def test_texts_json_against_raw(ledger, cells, pick):
     assert pick(old, "Ideogram 4", "NED", "reported").value == 0.76
 
 
-def test_texts_per_kind_of_content_of_the_real_prompts(ledger, cells, pick):
+def test_texts_per_kind_of_content_of_the_real_prompts(ledger, cells, pick, real):
     rows = pd.read_json(text.PROMPTS / "bench300.jsonl", lines=True)
     rows = rows[rows["texts"].str.len() > 0]
     kinds = ("poster", "cover")
     posters, covers = (list(rows[rows["category"] == kind]["id"][:4]) for kind in kinds)
     scores = {"ocr_exact": [1, 1, 1, 0, 0, 0, 0, 0], "ocr_ned": [0.0] * 8}
-    ledger.add("a" * 12, "fp8", scores, prompts=[*posters, *covers], **REAL)
+    ledger.add("a" * 12, "fp8", scores, prompts=[*posters, *covers], **real)
     table = text.build(ledger.results)
     assert pick(cells(table, "JSON", "poster", "fp8"), "Ideogram 4", "exact").value == 0.75
     assert pick(cells(table, "JSON", "cover", "fp8"), "Ideogram 4", "exact").value == 0.0
@@ -144,10 +139,10 @@ def test_the_ladder_is_that_of_the_ablation(committed, cells, pick):
     assert reported.value == -3
 
 
-def test_the_ladder_of_the_real_model(ledger, cells, pick):
+def test_the_ladder_of_the_real_model(ledger, cells, pick, real):
     scores = {"clipscore": [20.0, 22.0, 24.0]}
-    ledger.add("a" * 12, "fp8", scores, **REAL)
-    ledger.add("b" * 12, "fused_int8", scores, **REAL, recipe="naive", backend="triton")
+    ledger.add("a" * 12, "fp8", scores, **real)
+    ledger.add("b" * 12, "fused_int8", scores, **real, recipe="naive", backend="triton")
     table = ablation.build(ledger.results)
     assert pick(cells(table, "naive"), "Ideogram 4", "CLIPScore ↑").value == 22.0
     rotate = pick(cells(table, "rotate"), "Ideogram 4", "CLIPScore ↑")
