@@ -21,6 +21,8 @@ K here is 53,248 (`llm_cond_proj`).
 """
 
 import functools
+import timeit
+from collections.abc import Mapping
 
 import torch
 
@@ -66,28 +68,54 @@ def _with_plain_strides(t: torch.Tensor) -> torch.Tensor:
 
 def accumulate_in_fp32(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Sum over k exactly by fp32 products of at most 1024 columns each, added in int32."""
-    acc = torch.zeros(x.shape[0], w.shape[0], dtype=torch.int32, device=x.device)
+    sums = None
     # Autocast would run the product in bf16 and round its result.
     with torch.autocast(x.device.type, enabled=False):
         for x_k, w_k in zip(x.split(FP32_EXACT_K, 1), w.split(FP32_EXACT_K, 1), strict=True):
-            acc += torch.mm(x_k.float(), w_k.float().t()).to(torch.int32)
-    return acc
+            slice_sums = torch.mm(x_k.float(), w_k.float().t()).to(torch.int32)
+            sums = slice_sums if sums is None else sums.add_(slice_sums)
+    return sums
+
+
+def accumulate_in_int8(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Sum over k by `torch._int_mm`; right where `int_mm_is_exact`."""
+    if x.shape[1] == 1:  # the strides of w.t() are those of a row-major matrix: taken for one
+        return accumulate_in_fp32(x, w)
+    return torch._int_mm(_with_plain_strides(x), _with_plain_strides(w).t())
+
+
+CPU_SUMS = {"_int_mm": accumulate_in_int8, "fp32 slices": accumulate_in_fp32}
+
+
+@functools.cache
+def cpu_sums_ms() -> Mapping[str, float]:
+    """Time the exact ways to sum on this CPU, once a process: name in CPU_SUMS -> ms.
+
+    x (64, 256), w (256, 256), the shortest of five calls each: 0.1 s at most, on a CPU where
+    `torch._int_mm` is a scalar loop. A busy machine may mistake ways that are alike; their sums
+    are the same integers.
+    """
+    x = torch.full((64, 256), 127, dtype=torch.int8)
+    w = torch.full((256, 256), 127, dtype=torch.int8)
+    ms = {}
+    for name, sums in CPU_SUMS.items():
+        if name != "_int_mm" or int_mm_is_exact():
+            ms[name] = 1e3 * min(timeit.repeat(lambda sums=sums: sums(x, w), number=1))
+    return ms
 
 
 def accumulate(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Compute sum_k x[m, k] w[n, k] exactly.
+    """Compute sum_k x[m, k] w[n, k] exactly, on a CPU by the fastest exact way (`cpu_sums_ms`).
 
-    One core of an AMD EPYC with VNNI, ms (median of 30), x (400, K), w (N, K):
+    One core, ms (median of 15), x (400, K), w (N, K); oneDNN limited to each instruction set:
 
-        (N, K)        _int_mm    fp32 slices    fp64    int32 matmul
-        (768, 256)       0.19           1.76    3.09            4.33
-        (256, 768)       0.20           1.70    3.15            4.65
-        (4608, 4608)     20.7            206     360
+        (N, K)         Xeon with AMX           AVX-512 without VNNI    no int8 kernel at all
+                       _int_mm  fp32 slices    _int_mm  fp32 slices    _int_mm  fp32 slices
+        (768, 256)     0.40     2.0            wrong    2.3            161      5.3
+        (4608, 4608)   47       229            wrong    261
 
-    so `torch._int_mm` is taken wherever the CPU gets it right, and fp32 slices elsewhere: without
-    VNNI, and for K = 1, where the strides of w.t() are those of a row-major matrix too and oneDNN
-    takes it for one. CUDA has no general integer product in torch, so a CUDA tensor (tests only)
-    goes through fp64, exact for |sum| < 2^53.
+    CUDA has no general integer product in torch, so a CUDA tensor (tests only) goes through fp64,
+    exact for |sum| < 2^53.
 
     Args:
         x: (M, K) int8, any strides.
@@ -98,9 +126,8 @@ def accumulate(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """
     if x.device.type == "cuda":
         return torch.mm(x.double(), w.double().t()).to(torch.int32)
-    if x.shape[1] > 1 and int_mm_is_exact():
-        return torch._int_mm(_with_plain_strides(x), _with_plain_strides(w).t())
-    return accumulate_in_fp32(x, w)
+    ms = cpu_sums_ms()
+    return CPU_SUMS[min(ms, key=ms.get)](x, w)
 
 
 def int8_gemm_reference(

@@ -1,10 +1,14 @@
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from kernels.int8_gemm import (
+    CPU_SUMS,
     accumulate,
     accumulate_in_fp32,
+    cpu_sums_ms,
     int8_gemm,
     int8_gemm_swiglu,
 )
@@ -100,6 +104,27 @@ for name in ("int8_gemm_triton", "int8_gemm_tma", "int8_gemm_gluon", "tiles"):
 def test_sums_are_exact_on_a_cpu_whose_int_mm_is_not(run_child, isa):
     # oneDNN limited to AVX2 computes as a CPU without VNNI does (no effect on other processors).
     run_child("-c", ON_AN_OLD_CPU, ONEDNN_MAX_CPU_ISA=isa)
+
+
+@pytest.mark.parametrize("slow", CPU_SUMS)
+def test_a_slow_way_to_sum_is_not_taken(slow, monkeypatch):
+    calls = []
+
+    def sum_slowly(x, w):
+        calls.append(x.shape)
+        time.sleep(0.01)  # the others take 0.2 ms
+        return accumulate_in_fp32(x, w)
+
+    monkeypatch.setattr("kernels.int8_gemm.int_mm_is_exact", lambda: True)
+    monkeypatch.setitem(CPU_SUMS, slow, sum_slowly)
+    cpu_sums_ms.cache_clear()
+    try:
+        assert set(cpu_sums_ms()) == set(CPU_SUMS)
+        timed = len(calls)
+        accumulate(draw_codes(3, 64), draw_codes(5, 64))
+        assert timed and len(calls) == timed
+    finally:
+        cpu_sums_ms.cache_clear()
 
 
 def test_autocast_does_not_round_the_sums():
