@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 from eval.coverage_cases import CLUSTERS, EXACT, INTERVAL, SCORES, Case, draw_block
 from eval.equivalence import ALPHA, score_tost_p, skewed_tost_p, tost_p, worst_case_tost_p
@@ -94,16 +94,16 @@ def bca(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarra
     n, mean = len(values), values.mean(axis=0)
     means = np.sort((_resamples(n) @ values / n).T, axis=1)
     below = (means < mean[:, None]).sum(axis=1) + (means <= mean[:, None]).sum(axis=1)
-    bias = special.ndtri(below / (2 * RESAMPLES))
+    bias = scipy.special.ndtri(below / (2 * RESAMPLES))
     deviation = values - mean
     with np.errstate(invalid="ignore", divide="ignore"):
         square = (deviation**2).sum(axis=0)
         acceleration = (deviation**3).sum(axis=0) / (6 * square**1.5)
     ends = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
-        z = bias + special.ndtri(tail)
+        z = bias + scipy.special.ndtri(tail)
         with np.errstate(invalid="ignore"):
-            quantile = special.ndtr(bias + z / (1 - acceleration * z))
+            quantile = scipy.special.ndtr(bias + z / (1 - acceleration * z))
         # where BCa is undefined eval.stats takes the percentile interval
         place = np.where(np.isfinite(quantile), quantile, tail) * (RESAMPLES - 1)
         left = np.minimum(place.astype(int), RESAMPLES - 2)
@@ -118,8 +118,8 @@ def conditional(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the interval from Clopper and Pearson's for the discordant pairs, taken as given."""
     tail, pairs = (1 - level) / 2, only_a + only_b
-    low = np.where(only_a > 0, stats.beta.ppf(tail, np.maximum(only_a, 1), only_b + 1), 0.0)
-    high = np.where(only_b > 0, stats.beta.isf(tail, only_a + 1, np.maximum(only_b, 1)), 1.0)
+    low = np.where(only_a > 0, scipy.stats.beta.ppf(tail, np.maximum(only_a, 1), only_b + 1), 0.0)
+    high = np.where(only_b > 0, scipy.stats.beta.isf(tail, only_a + 1, np.maximum(only_b, 1)), 1.0)
     return pairs / n * (2 * low - 1), pairs / n * (2 * high - 1)
 
 
@@ -130,7 +130,7 @@ def _try_intervals(
     x, truth, pictures = draw_block(case, generator, size)
     intervals = {"bca": bca(x)}
     if case.data in SCORES:
-        half = stats.t.isf((1 - LEVEL) / 2, case.n - 1) * x.std(axis=0, ddof=1) / case.n**0.5
+        half = scipy.stats.t.isf((1 - LEVEL) / 2, case.n - 1) * x.std(axis=0, ddof=1) / case.n**0.5
         intervals = {"t": (x.mean(axis=0) - half, x.mean(axis=0) + half)} | intervals
     elif case.data == CLUSTERS:
         intervals = {"bca over pictures": bca(pictures)} | intervals

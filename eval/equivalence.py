@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from eval.exact_match import FEW, Values, is_fourfold, mcnemar, share_differences
 from eval.stats import prompt_differences
@@ -107,8 +107,8 @@ def discordant_tost(a: Values, b: Values, low: float, high: float) -> Equivalenc
 
 def tost_p(differences: np.ndarray, low: float, high: float) -> np.ndarray:
     """Compute the p-value of `tost` along the first axis; differences: (n, ...) float64."""
-    above = stats.ttest_1samp(differences, low, axis=0, alternative="greater").pvalue
-    below = stats.ttest_1samp(differences, high, axis=0, alternative="less").pvalue
+    above = scipy.stats.ttest_1samp(differences, low, axis=0, alternative="greater").pvalue
+    below = scipy.stats.ttest_1samp(differences, high, axis=0, alternative="less").pvalue
     return np.maximum(above, below)
 
 
@@ -122,7 +122,8 @@ def skewed_tost_p(differences: np.ndarray, low: float, high: float) -> np.ndarra
         s = (mean - margin) / sd
         return np.sqrt(n) * (s + skewness * s**2 / 3 + skewness**2 * s**3 / 27 + skewness / (6 * n))
 
-    above, below = stats.t.sf(transformed(low), n - 1), stats.t.cdf(transformed(high), n - 1)
+    above = scipy.stats.t.sf(transformed(low), n - 1)
+    below = scipy.stats.t.cdf(transformed(high), n - 1)
     return np.maximum(np.maximum(above, below), tost_p(differences, low, high))
 
 
@@ -132,8 +133,8 @@ def worst_case_tost_p(differences: np.ndarray, low: float, high: float) -> np.nd
     worst = np.where(is_few, 1.0, np.abs(differences).max(axis=0, keepdims=True))
     lowered = np.concatenate([differences, -worst])
     raised = np.concatenate([differences, worst])
-    above = stats.ttest_1samp(lowered, low, axis=0, alternative="greater").pvalue
-    below = stats.ttest_1samp(raised, high, axis=0, alternative="less").pvalue
+    above = scipy.stats.ttest_1samp(lowered, low, axis=0, alternative="greater").pvalue
+    below = scipy.stats.ttest_1samp(raised, high, axis=0, alternative="less").pvalue
     return np.maximum(above, below)
 
 
@@ -159,7 +160,7 @@ def difference_p(a: Values, b: Values) -> float:
         return mcnemar(a, b).p
     if np.ptp(differences) == 0.0:
         return 1.0 if differences[0] == 0.0 else 2.0 ** (1 - len(differences))
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -188,7 +189,7 @@ def _score_p(only_a: np.ndarray | int, only_b: np.ndarray | int, n: int, high: f
     linear = (2 * n - only_a + only_b) * high - only_a - only_b
     q = (np.sqrt(linear**2 + 8 * n * only_b * high * (1 - high)) - linear) / (4 * n)
     variance = n * (2 * q + high * (1 - high))
-    return stats.norm.cdf((only_a - only_b - n * high + 0.5) / np.sqrt(variance))
+    return scipy.stats.norm.cdf((only_a - only_b - n * high + 0.5) / np.sqrt(variance))
 
 
 def _of_equal_differences(differences: np.ndarray, low: float, high: float) -> Equivalence:

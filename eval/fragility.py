@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 COLUMNS = ("model", "branch", "linear", "role", "step", "quantity", "value")
 NO_STEP = -1  # the step of a quantity that has none
@@ -84,7 +84,7 @@ def agree(one: pd.Series, other: pd.Series) -> Agreement:
     a, b = one[common], other[common]
     n = len(common)
     varied = n >= 3 and a.nunique() > 1 and b.nunique() > 1
-    spearman = float(stats.spearmanr(a, b).statistic) if varied else math.nan
+    spearman = float(scipy.stats.spearmanr(a, b).statistic) if varied else math.nan
     half = n // 2
     top = [set(s.sort_values(ascending=False, kind="stable").index[:half]) for s in (a, b)]
     return Agreement(n, spearman, len(top[0] & top[1]) / half if half else math.nan)

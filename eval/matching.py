@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from rapidfuzz.distance import Levenshtein
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from eval.reading import Box, Reading
 
@@ -130,12 +129,12 @@ def _assign(cost: np.ndarray, box_sets: Sequence[frozenset[int]]) -> list[tuple[
             rows += used
             columns += [text * n_candidates + candidate] * len(used)
     shape = (n_texts + 1 + max(max(boxes) for boxes in box_sets), gain.size)
-    usage = coo_array((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
-    result = milp(
+    usage = scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
+    result = scipy.optimize.milp(
         -gain,
         integrality=np.ones_like(gain),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(usage, ub=1),
+        bounds=scipy.optimize.Bounds(0, 1),
+        constraints=scipy.optimize.LinearConstraint(usage, ub=1),
         options={"mip_rel_gap": 0.0},  # the solver's default stops within 1e-4 of the optimum
     )
     assert result.success, f"matching: the assignment solver stopped: {result.message}"

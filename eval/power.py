@@ -12,7 +12,7 @@ test succeeds if the mean lies within margin - t s / sqrt(n) of zero, so its pow
 from collections.abc import Callable
 
 import numpy as np
-from scipy import integrate, stats
+import scipy
 
 from eval.equivalence import ALPHA
 from eval.stats import MIN_PROMPTS
@@ -74,24 +74,24 @@ def prompts_needed(
 
 def difference_power(effect: float, n: int, alpha: float) -> float:
     """Return the power of the two-sided paired t-test at a true difference of effect * sd."""
-    t = stats.t.isf(alpha / 2, n - 1)
+    t = scipy.stats.t.isf(alpha / 2, n - 1)
     shift = effect * np.sqrt(n)
-    return float(stats.nct.sf(t, n - 1, shift) + stats.nct.cdf(-t, n - 1, shift))
+    return float(scipy.stats.nct.sf(t, n - 1, shift) + scipy.stats.nct.cdf(-t, n - 1, shift))
 
 
 def equivalence_power(effect: float, n: int, alpha: float) -> float:
     """Return the power of TOST with margins of effect * sd where the true difference is zero."""
-    t, degrees = stats.t.isf(alpha, n - 1), n - 1
+    t, degrees = scipy.stats.t.isf(alpha, n - 1), n - 1
     reach = effect * np.sqrt(n)
 
     def success(ratio: float) -> float:  # of the standard deviation seen to the true one
-        inside = 2 * stats.norm.cdf(reach - t * ratio) - 1
-        return inside * 2 * degrees * ratio * stats.chi2.pdf(degrees * ratio**2, degrees)
+        inside = 2 * scipy.stats.norm.cdf(reach - t * ratio) - 1
+        return inside * 2 * degrees * ratio * scipy.stats.chi2.pdf(degrees * ratio**2, degrees)
 
     # beyond these ends lies less than 1e-12 of the distribution, or no success at all
-    ends = np.sqrt(stats.chi2.ppf([1e-12, 1 - 1e-12], degrees) / degrees)
+    ends = np.sqrt(scipy.stats.chi2.ppf([1e-12, 1 - 1e-12], degrees) / degrees)
     end = min(ends[1], reach / t)
-    return float(integrate.quad(success, ends[0], end)[0]) if end > ends[0] else 0.0
+    return float(scipy.integrate.quad(success, ends[0], end)[0]) if end > ends[0] else 0.0
 
 
 POWERS: dict[str, Callable[[float, int, float], float]] = {

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from eval.pairing import name_keys
 from eval.records import Interval, SampleKey
@@ -103,7 +103,7 @@ def wilson_interval(successes: int, n: int, *, level: float = LEVEL) -> Interval
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson_interval: need 0 <= successes <= n, n >= 1, got {successes}, {n}")
-    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     return Interval(successes / n, float(interval.low), float(interval.high), n, "wilson")
 
 
@@ -145,9 +145,9 @@ def _bootstrap(values: np.ndarray, level: float, n_resamples: int, seed: int) ->
     options = {"vectorized": True, "confidence_level": level, "batch": BATCH}
     with warnings.catch_warnings():
         # scipy warns where BCa is undefined and returns nan; `method` says it instead
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = stats.bootstrap(
+        result = scipy.stats.bootstrap(
             (values,),
             np.mean,
             n_resamples=n_resamples,
@@ -159,7 +159,7 @@ def _bootstrap(values: np.ndarray, level: float, n_resamples: int, seed: int) ->
     if not np.isfinite(result.confidence_interval).all():
         method = "percentile"
         # the same resamples again: n_resamples=0 only reads another interval off them
-        result = stats.bootstrap(
+        result = scipy.stats.bootstrap(
             (values,),
             np.mean,
             n_resamples=0,

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.transformers.transformer_ideogram4 import IMAGE_POSITION_OFFSET
 from torch import nn
 from torch.nn import functional as F
 
@@ -63,6 +62,9 @@ def tabulate_modulation(module: nn.Module, timesteps: torch.Tensor) -> Modulatio
 
 def positions(text_lengths: Sequence[int], grid: tuple[int, int]) -> torch.Tensor:
     """List the (t, h, w) of every packed row: [text | image] of each sample in turn, (R, 3)."""
+    # Here, since importing diffusers takes seconds and this file is read by every command.
+    from diffusers.models.transformers.transformer_ideogram4 import IMAGE_POSITION_OFFSET
+
     rows, columns = grid
     place = (torch.arange(1), torch.arange(rows), torch.arange(columns))
     image = torch.cartesian_prod(*place) + IMAGE_POSITION_OFFSET

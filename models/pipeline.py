@@ -1,28 +1,26 @@
-"""Load a pipeline from a diffusers folder, offline, with a sentence when something is missing."""
+"""Load a pipeline from a diffusers folder, offline, with a sentence when something is missing.
+
+diffusers and transformers are imported by the functions that load: they take seconds, and a
+mistake in a configuration is told before.
+"""
 
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
-from diffusers import (
-    DiffusionPipeline,
-    Ideogram4Pipeline,
-    Ideogram4Transformer2DModel,
-    ModelMixin,
-)
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging as transformers_logging
 
 from models.ideogram4 import BRANCHES
 from quant.errors import UserError
 from quant.load import load_quantized
 from quant.safetensors_reader import SafetensorsFile
 from quant.source import FLOATS
+
+if TYPE_CHECKING:
+    from diffusers import Ideogram4Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -63,7 +61,7 @@ def load_pipeline(
     *,
     branches: bool = True,
     components: Mapping[str, Any] | None = None,
-) -> Ideogram4Pipeline:
+) -> "Ideogram4Pipeline":
     """Load an `Ideogram4Pipeline` from a local folder; nothing is downloaded.
 
     Branches may be stored in any format that `quant.load` reads, the official FP8 and NF4 ones
@@ -96,6 +94,10 @@ def load_pipeline(
     if kind != "Ideogram4Pipeline":
         raise UserError(f"{index} must name the class Ideogram4Pipeline, got {kind!r}")
     branch, companion = torch_dtype(dtype), torch_dtype(companion_dtype)
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -137,6 +139,9 @@ def _is_quantized(folder: Path) -> bool:
 
 def _empty_branches(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
     """Build the branches without storage for their parameters."""
+    from accelerate import init_empty_weights
+    from diffusers import Ideogram4Transformer2DModel
+
     modules = {}
     for subfolder in BRANCHES.values():
         config = Ideogram4Transformer2DModel.load_config(folder / subfolder)
@@ -149,8 +154,10 @@ def _empty_branches(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Modu
     return modules
 
 
-def _check_complete(pipeline: Ideogram4Pipeline, folder: Path) -> None:
+def _check_complete(pipeline: "Ideogram4Pipeline", folder: Path) -> None:
     """Refuse a branch or VAE with a tensor that no file holds: diffusers fills it at random."""
+    from diffusers import ModelMixin
+
     for name, module in pipeline.components.items():
         if not isinstance(module, ModelMixin) or next(module.parameters()).is_meta:
             continue

@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.ideogram4.pipeline_ideogram4 import (
-    _logit_normal_sigmas,
-    _resolution_aware_mu,
-)
 from PIL import Image
 
 from eval.records import Prompt
@@ -153,6 +149,11 @@ def set_schedule(scheduler: Any, sampler: Sampler, device: torch.device) -> torc
 
     The first step is looked up here: `scheduler.step` would do it by waiting for the GPU.
     """
+    from diffusers.pipelines.ideogram4.pipeline_ideogram4 import (
+        _logit_normal_sigmas,
+        _resolution_aware_mu,
+    )
+
     mu = _resolution_aware_mu(sampler.size_px, sampler.size_px, sampler.mu)
     sigmas = _logit_normal_sigmas(sampler.steps, mu, std=sampler.std, device=device)
     scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import Ideogram4Pipeline
 
 from kernels.backend import backend_name
 from models.ideogram4 import architecture, branch_modules
@@ -16,6 +15,9 @@ from quant.errors import UserError
 from quant.formats.table import FORMATS
 from quant.load import load_quantized
 from quant.rounding import round_linears
+
+if TYPE_CHECKING:
+    from diffusers import Ideogram4Pipeline
 
 IN_MEMORY = ("source", "rounded")  # made from the model's own weights, without a checkpoint
 
@@ -80,7 +82,7 @@ def build_variant(
     companion_dtype: str,
     device: torch.device,
     components: Mapping[str, Any] | None = None,
-) -> Ideogram4Pipeline:
+) -> "Ideogram4Pipeline":
     """Load the model and, for a quantized variant, put its checkpoint in.
 
     `components` is as for `load_pipeline`.

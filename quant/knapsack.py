@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
+import scipy
 
 from quant.errors import UserError
 
@@ -80,17 +79,17 @@ def choose_schemes(items: Sequence[Item], budget: float) -> Choice:
     squares = np.array([option.damage**2 for _, option in pairs])
     costs = np.array([option.cost for _, option in pairs])
     groups = np.array([index for index, _ in pairs])
-    one_each = csr_array(
+    one_each = scipy.sparse.csr_array(
         (np.ones(len(pairs)), (groups, np.arange(len(pairs)))), shape=(len(items), len(pairs))
     )
     unit = max(budget, least) or 1.0
-    result = milp(
+    result = scipy.optimize.milp(
         squares * (OBJECTIVE_SCALE / (squares.max() or 1.0)),
         integrality=np.ones(len(pairs)),
-        bounds=Bounds(0, 1),
+        bounds=scipy.optimize.Bounds(0, 1),
         constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(costs[None, :] / unit, -np.inf, max(budget, least) / unit),
+            scipy.optimize.LinearConstraint(one_each, 1, 1),
+            scipy.optimize.LinearConstraint(costs[None] / unit, -np.inf, max(budget, least) / unit),
         ],
         options={"mip_rel_gap": 0},
     )

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
+import scipy
 
 from eval.ledger import Layout
 from scripts.model_paths import Drawing
@@ -40,7 +40,7 @@ def t_interval(samples: Sequence[float]) -> tuple[float, float, float]:
         raise ValueError(f"t_interval: need at least two samples, got {len(samples)}")
     mean = statistics.fmean(samples)
     error = statistics.stdev(samples) / len(samples) ** 0.5
-    half = error * float(stats.t.ppf((1 + LEVEL) / 2, len(samples) - 1))
+    half = error * float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(samples) - 1))
     return mean, mean - half, mean + half
 
 

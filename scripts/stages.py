@@ -12,9 +12,9 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import Ideogram4Pipeline
 from tqdm import tqdm
 
 from conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
@@ -35,6 +35,9 @@ from quant.errors import UserError
 from quant.keys import content_key
 from quant.types import ActStats, Architecture
 from scripts.cli import from_root, terse
+
+if TYPE_CHECKING:
+    from diffusers import Ideogram4Pipeline
 
 PLAN_TFLOPS = 30.0  # half of the 65.5 in bf16 that arXiv 2606.14598 measured on an RTX 3090
 
@@ -151,7 +154,7 @@ def calibration_path(config: CalibrateConfig, model: Model) -> Path:
 
 
 def calibration_plan(
-    pipeline: Ideogram4Pipeline, config: CalibrateConfig, prompts: int, sampler: Sampler
+    pipeline: "Ideogram4Pipeline", config: CalibrateConfig, prompts: int, sampler: Sampler
 ) -> str:
     """Say what a calibration will take, before it starts: memory from sizes, time from FLOPs.
 
