@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from eval.records import Prompt, Sample
 from models.chat import encode_chat
 from models.memory import enough_memory
+from models.threads import THREADS
 from quant.atomic import write_atomically
 from quant.errors import UserError
 
@@ -132,6 +133,7 @@ def denoise(
         if step_ms is not None and index > 0:  # the first step's time includes the text encoder
             step_ms.append(1e3 * (now - last["time"]))
         last["time"], last["latents"] = now, values["latents"]
+        THREADS.share(values["latents"].device)
         return values
 
     with enough_memory(

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models.ideogram4 import BRANCHES
+from models.threads import THREADS
 from quant.errors import UserError
 from quant.load import load_quantized
 from quant.safetensors_reader import SafetensorsFile
@@ -98,6 +99,7 @@ def load_pipeline(
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    THREADS.share(device)  # the first look: loading takes long enough for the second to count
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -21,6 +21,7 @@ from models.generate import PATCH_PX, Sampler, stack_noise
 from models.ideogram4 import BRANCHES, branch_modules
 from models.memory import enough_memory, release_memory
 from models.residency import BranchGuest, Guest
+from models.threads import THREADS
 from quant.errors import UserError
 
 ENGINES = ("stock", "dit8")
@@ -89,6 +90,7 @@ class Engine:
             v = weight * with_text(latents, step) + (1.0 - weight) * without(latents, step)
             latents = scheduler.step(-v, timestep, latents, return_dict=False)[0]
             clock.tick()
+            THREADS.share(self.device)
         if step_ms is not None:
             step_ms += clock.milliseconds()  # of all but the first, which captures the graphs
         images = self._decode(latents, side) if decode else []
