@@ -2,7 +2,8 @@
 # The environment is .venv; it is made once (about a minute, 2.9 GB on disk).
 
 PYTHON ?= python3
-# More words for the one pip call that installs torch, such as another index with a CPU build:
+# More words for the one pip call that installs torch and torchvision, such as another index with
+# CPU builds of both:
 #   make venv TORCH_ARGS="--index-url <address>"
 TORCH_ARGS ?=
 
@@ -21,17 +22,19 @@ help: ## show this list
 venv: $(STAMP) ## make the environment .venv with everything demo and test need
 install: venv
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt models/torchvision_shim.py
 	@command -v $(PYTHON) >/dev/null || { echo "make: no program '$(PYTHON)' found, \
 	Python 3.11, 3.12 or 3.13 is needed; name one with 'make PYTHON=python3.11 ...'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	"make: Python 3.11, 3.12 or 3.13 is needed, got %d.%d from $(PYTHON); name another with \"make PYTHON=python3.11 ...\"" % v)'
 	@echo "installing into $(VENV) (once; about 2.9 GB on disk) ..."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@# torch first and alone: asked for by another package, pip may choose a newer release with
-	@# gigabytes of CUDA libraries; once it is there, the constraint keeps it.
-	@$(PIP_INSTALL) $(TORCH_ARGS) torch
+	@# torch first: asked for by another package, pip may choose a newer release with gigabytes of
+	@# CUDA libraries; once it is there, the constraint keeps it. torchvision from where torch is:
+	@# one from elsewhere may be linked against another build.
+	@$(PIP_INSTALL) $(TORCH_ARGS) torch torchvision
 	@$(PIP_INSTALL) -e '.[ocr,clip,lpips,gguf,nf4,comfy,test]'
+	@$(PY) models/torchvision_shim.py
 	@touch $@
 
 demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8, print the table

@@ -164,7 +164,7 @@ def _open_clip_tokenizer(backbone: Backbone) -> Callable[[str], tuple[torch.Tens
 
 
 def _import_open_clip() -> Any:
-    import_torchvision()  # first: open_clip imports it, which fails beside a CPU build of torch
+    import_torchvision()  # first: open_clip imports it, and would say less where it is broken
     import open_clip
 
     return open_clip

@@ -114,7 +114,7 @@ def model_config(size: ClipSize, vocabulary: int) -> dict[str, Any]:
 
 def build_clip(size: ClipSize, seed: int) -> torch.nn.Module:
     """Build untrained towers on the CPU in fp32; weights depend on `seed` alone."""
-    import_torchvision()  # first: open_clip imports it, which fails beside a CPU build of torch
+    import_torchvision()  # first: open_clip imports it, and would say less where it is broken
     from open_clip.model import CLIP
 
     torch.manual_seed(seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from models import architectures
 from models.ideogram4 import BRANCHES, architecture
 from quant.errors import UserError
 from quant.open_source import open_sources, weight_files
@@ -32,11 +33,11 @@ class FolderFacts:
     weight_bytes: int  # of every component's safetensors files
 
 
-def components(text: str, where: str) -> tuple[str, ...]:
+def components(text: str | bytes, where: str) -> tuple[str, ...]:
     """List the subfolders that a model_index.json asks for.
 
     Args:
-        text: of the file.
+        text: of the file; bytes are read as UTF-8.
         where: names it in messages.
 
     Raises:
@@ -44,14 +45,24 @@ def components(text: str, where: str) -> tuple[str, ...]:
     """
     try:
         index = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error}); {REMEDY}") from error
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if kind != PIPELINE:
-        raise UserError(f"{where} must name the class {PIPELINE}, got {kind!r}; {REMEDY}")
+        raise UserError(f"{where} must name the class {PIPELINE}, got {kind!r}; {_instead(kind)}")
     # a component that the pipeline can do without is stored as [null, null]
-    listed = (name for name, value in index.items() if isinstance(value, list) and value[0])
+    listed = (name for name, value in index.items() if isinstance(value, list) and any(value))
     return tuple(sorted(listed))
+
+
+def _instead(kind: object) -> str:
+    """Say what to do with the index of another pipeline, or of none."""
+    if not isinstance(kind, str):
+        return REMEDY
+    ways = ["use model=mini"]
+    if kind in architectures.BRANCHES:
+        ways.append("quantize its transformer from Python with quant.checkpoint.save_checkpoint")
+    return f"commands take Ideogram 4 only so far: {' or '.join(ways)}"
 
 
 def inspect_folder(folder: Path) -> FolderFacts:
@@ -66,7 +77,7 @@ def inspect_folder(folder: Path) -> FolderFacts:
     if not index.is_file():
         raise UserError(f"model folder {folder} must hold {INDEX}, got no such file; {REMEDY}")
     size = 0
-    for name in components(index.read_text(encoding="utf-8"), str(index)):
+    for name in components(index.read_bytes(), str(index)):
         if not (folder / name).is_dir():
             raise UserError(f"model folder {folder} must hold {name}, got none; {REMEDY}")
         size += sum(file.stat().st_size for file in (folder / name).rglob("*.safetensors"))

@@ -4,7 +4,6 @@ diffusers and transformers are imported by the functions that load: they take se
 mistake in a configuration is told before.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from models import model_folder
 from models.ideogram4 import BRANCHES
 from models.threads import THREADS
 from quant.errors import UserError
@@ -81,19 +81,13 @@ def load_pipeline(
     Raises:
         UserError: no such folder, another kind of pipeline, or files that do not load.
     """
-    index = folder / "model_index.json"
+    index = folder / model_folder.INDEX
     if not index.is_file():
         raise UserError(
-            f"model folder {folder} must hold model_index.json, got no such file; "
+            f"model folder {folder} must hold {model_folder.INDEX}, got no such file; "
             "use model=mini, or put the weights of this model there"
         )
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{index} is not valid JSON ({error}); restore the model folder") from error
-    kind = entries.get("_class_name") if isinstance(entries, dict) else None
-    if kind != "Ideogram4Pipeline":
-        raise UserError(f"{index} must name the class Ideogram4Pipeline, got {kind!r}")
+    model_folder.components(index.read_bytes(), str(index))
     branch, companion = torch_dtype(dtype), torch_dtype(companion_dtype)
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging

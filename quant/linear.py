@@ -8,7 +8,9 @@ paths: "fake_quant" turns them back into the compute dtype and multiplies there,
 the integers (int8 x int8 -> int32) and applies both scales once, at the end.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -164,14 +166,45 @@ def check_swappable(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def swap_linears(module: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put each replacement in the place of the stock linear of that name.
+    """Put each replacement in the place of the stock linear of that name, for good.
 
     All names are checked before the first exchange, so an error leaves the module as it was.
+    Afterwards the module refuses diffusers' `save_pretrained`.
 
     Raises:
         UserError: a name is not a `torch.nn.Linear` of the module.
     """
     check_swappable(module, replacements)
-    for name, replacement in replacements.items():
+    put_linears(module, replacements)
+    refuse_saving(module, replacements.values())
+
+
+def put_linears(module: nn.Module, linears: Mapping[str, nn.Module]) -> None:
+    """Set the submodules of these names, without a check."""
+    for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, replacement)
+        setattr(module.get_submodule(parent), child, linear)
+
+
+def refuse_saving(target: object, linears: Iterable[nn.Module]) -> None:
+    """Make a diffusers model or pipeline say why it does not save these linears.
+
+    diffusers would write their buffers under names that its own linears do not have, and load
+    uninitialized weights from that folder. The refusal comes before any file is written, goes with
+    copies and pickles, and leaves `state_dict` alone.
+
+    Args:
+        target: changed in place; left alone where there are no linears.
+        linears: that it holds now.
+    """
+    names = ", ".join(sorted({type(linear).__name__ for linear in linears}))
+    if names:
+        target.save_pretrained = functools.partial(_refuse_saving, names)
+
+
+def _refuse_saving(names: str, *_: Any, **__: Any) -> NoReturn:
+    raise UserError(
+        f"save_pretrained: diffusers can save stock linears only, got {names}, whose weights it "
+        "would not find again; save a quantized model with python scripts/quantize.py "
+        "recipe=<name> or format=<name>, whose file quant.load.load_quantized reads"
+    )

@@ -17,7 +17,7 @@ from torch import nn
 from models.architectures import architecture_of_module, branches_of
 from quant.build_linear import build_modules, check_values, find_linears, read_linear
 from quant.errors import UserError
-from quant.linear import check_gemm, check_swappable, swap_linears
+from quant.linear import check_gemm, check_swappable, refuse_saving, swap_linears
 from quant.lora import refuse_lora
 from quant.sanity import check_effective_weight
 from quant.source import FLOATS
@@ -62,7 +62,8 @@ def load_quantized(
 
     Returns:
         the same pipeline: quantized modules where the file has them, stock linears and norms with
-        the file's values elsewhere, on the devices and in the dtypes that were there.
+        the file's values elsewhere, on the devices and in the dtypes that were there. It and its
+        quantized branches then refuse diffusers' `save_pretrained` and LoRA.
 
     Raises:
         UserError: unknown `gemm`; a missing, extra, mis-shaped or non-finite tensor; a checkpoint
@@ -84,8 +85,10 @@ def load_quantized(
     for plan in plans:
         swap_linears(plan.module, plan.linears)
         _assign(plan.module, plan.parameters)
-    if any(plan.linears for plan in plans):
+    linears = [linear for plan in plans for linear in plan.linears.values()]
+    if linears:
         refuse_lora(pipeline, branches.values())
+        refuse_saving(pipeline, linears)  # itself, or it would save what comes before a branch
     return pipeline
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from quant.int8 import quantize_weight, relative_error
-from quant.linear import Int8Linear, check_swappable, swap_linears
+from quant.linear import Int8Linear, check_swappable, put_linears
 from quant.replay import Call, velocities
 
 
@@ -46,12 +46,10 @@ def exchanged(module: nn.Module, replacements: Mapping[str, nn.Module]) -> Itera
     check_swappable(module, replacements)
     originals = {name: module.get_submodule(name) for name in replacements}
     try:
-        swap_linears(module, replacements)
+        put_linears(module, replacements)
         yield
     finally:
-        for name, original in originals.items():
-            parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, original)
+        put_linears(module, originals)
 
 
 def velocity_damage(

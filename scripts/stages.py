@@ -24,6 +24,7 @@ from eval.records import Prompt
 from models.architectures import architecture_of
 from models.generate import Sampler, check_length, denoise
 from models.ideogram4 import BRANCHES, branch_modules, source_sha256
+from models.model_folder import INDEX, components
 from models.pipeline import load_pipeline, resolve_device
 from models.planted import check_planted, plant_model
 from models.staging import staged
@@ -60,7 +61,7 @@ def open_model(config: ModelConfig) -> Model:
     folder = from_root(config.path)
     plant = {} if config.plant is None else asdict(config.plant)
     source = plant.pop("source", None)
-    index = folder / "model_index.json"
+    index = folder / INDEX
     if plant and not index.exists():
         if not config.build_missing:
             raise UserError(
@@ -74,11 +75,13 @@ def open_model(config: ModelConfig) -> Model:
                 plant_model(from_root(source), folder, **plant)
     if plant:
         check_planted(folder, **plant)
-    if not index.exists():
+    if not index.is_file():
+        got = f"no {INDEX} in it" if folder.is_dir() else "a file" if folder.exists() else "nothing"
         raise UserError(
-            f"model {config.name} must be a diffusers folder at {terse(folder)}, got nothing "
+            f"model {config.name} must be a diffusers folder at {terse(folder)}, got {got} "
             "there; use model=mini, or put the weights of this model there"
         )
+    components(index.read_bytes(), terse(index))  # before gigabytes are hashed
     return Model(config, folder, source_sha256(folder))
 
 

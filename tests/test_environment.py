@@ -1,6 +1,7 @@
 """The environment and the tree: what must hold before any other test means something."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_libraries_import_with_the_repository_first_on_the_path(tmp_path: Path) 
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import models  # as every script does: repairs torchvision beside a CPU build of torch
+import models  # as every script does
 from diffusers import Ideogram4Pipeline
 from transformers import Qwen3VLModel
 from diffusers.utils.import_utils import is_kernels_available as diffusers_sees_kernels
@@ -110,6 +111,27 @@ print(kernels.__file__)
         "False False",  # neither takes our folder for Hugging Face's package
         str(ROOT / "kernels" / "__init__.py"),
     ]
+
+
+def test_plain_diffusers_imports_in_a_script_without_dit8(tmp_path: Path) -> None:
+    program = """
+import sys
+from diffusers import FluxPipeline
+print(FluxPipeline.__name__, "models" in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, (
+        f"{result.stderr}\nthis environment does not mend torchvision at start: run 'make venv', "
+        f"or {sys.executable} models/torchvision_shim.py"
+    )
+    assert result.stdout == "FluxPipeline False\n"
 
 
 def test_kernels_package_file_is_empty() -> None:

@@ -1,25 +1,18 @@
 """eval/expand_enhancer.py on a tiny text encoder and a tiny head, saved and loaded as real ones."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import Ideogram4PromptEnhancerHead
+from diffusers.pipelines.ideogram4 import prompt_enhancer
 
 from eval import expand_enhancer
 from eval.expand import expand
 from eval.expand_enhancer import EnhancerExpander
-from models.torchvision_shim import import_torchvision
-from quant.errors import UserError
-
-if importlib.util.find_spec("torchvision") is not None:
-    import_torchvision()  # before the imports below reach for it themselves
-
-from diffusers import Ideogram4PromptEnhancerHead
-from diffusers.pipelines.ideogram4 import prompt_enhancer
-
 from models.mini import TOY, build_text_encoder
 from models.mini_tokenizer import build_tokenizer
+from quant.errors import UserError
 
 GOOD = (
     '{"compositional_deconstruction":{"background":"b","elements":[{"type":"obj","desc":"a fox"}]}}'

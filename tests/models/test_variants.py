@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -212,3 +214,23 @@ def test_recipes_belong_to_the_int8_formats():
     assert not Variant("rtn4", "rounded", bits=4).needs_checkpoint
     for name in (*WEIGHT_ONLY, "bf16"):
         assert Variant(name, name).needs_checkpoint and not Variant(name, name).has_recipe
+
+
+@pytest.mark.parametrize("name", ["w8a8", "fp8"])
+def test_a_quantized_pipeline_is_not_saved_not_even_in_part(build, tmp_path, name):
+    pipeline = build(Variant("x", name, "fused" if name == "w8a8" else None))
+    branch = pipeline.transformer
+    linears = r"got (Int8|WeightOnly)Linear,.*python scripts/quantize\.py .*load_quantized reads"
+    holders = (pipeline, pipeline.unconditional_transformer, branch, copy.copy(pipeline))
+    saves = [holder.save_pretrained for holder in (*holders, copy.copy(branch))]
+    for save in (*saves, pickle.loads(pickle.dumps(branch.save_pretrained))):
+        with pytest.raises(UserError, match=linears):
+            save(tmp_path / "folder", max_shard_size="1GB")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipeline_of_stock_linears_is_saved(build, tmp_path):
+    build(Variant("bf16", "bf16")).save_pretrained(tmp_path / "folder")
+    again = load_pipeline(tmp_path / "folder", "float32", "float32", CPU)
+    for name, value in build(Variant("bf16", "bf16")).transformer.state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[name], value)

@@ -65,6 +65,20 @@ MISTAKES = {
     "stage of training": ("train_mini", ["stop_after=lunch"], "stop_after must be one of vae"),
     "size of training": ("train_mini", ["size=huge"], "size must be full or toy, got 'huge'"),
 }
+# what stands at model.path -> what the sentence must say
+NO_MODELS = {
+    "a checkpoint": ("file", "must be a diffusers folder at .*, got a file there; use model=mini"),
+    "a folder of weights": ("empty", "got no model_index.json in it there; use model=mini"),
+    "FLUX": (
+        '{"_class_name": "FluxPipeline"}',
+        "must name the class Ideogram4Pipeline, got 'FluxPipeline'; commands take Ideogram 4 only "
+        ".*use model=mini or quantize its transformer .* quant.checkpoint.save_checkpoint",
+    ),
+    "another": ('{"_class_name": "SanaPipeline"}', "got 'SanaPipeline'; .*: use model=mini$"),
+    "no class": ("[]", "must name the class Ideogram4Pipeline, got None; restore the model"),
+    "broken index": ('{"_class_name": "Flux', "model_index.json is not valid JSON .*; restore the"),
+    "binary index": ("\udcff", "model_index.json is not valid JSON .*; restore the model folder"),
+}
 CAPTION = '{"compositional_deconstruction":{"background":"red","elements":[]}}'
 
 
@@ -85,6 +99,23 @@ def test_one_sentence(place, run_here, one_sentence, mistake):
     one_sentence(ended, script, pattern.replace("{file}", str(file)))
     assert file.read_text() == "not a folder"
     assert not list(place.folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("script", ["quantize", "generate"])
+@pytest.mark.parametrize("case", NO_MODELS)
+def test_what_is_no_model_of_ours(place, run_here, one_sentence, script, case):
+    content, pattern = NO_MODELS[case]
+    model = place.folder / "given"
+    if content == "file":
+        model.write_bytes(b"weights")
+    else:
+        model.mkdir()
+        if content != "empty":
+            text = content.encode(errors="surrogateescape")
+            (model / "model_index.json").write_bytes(text)
+    first = [CAPTION, "variant=bf16", "steps=2"] if script == "generate" else []
+    options = [*first, *place.common, f"model.path={model}"]
+    one_sentence(run_here(script, *options), script, pattern)
 
 
 def test_a_process_ends_like_that_too(place, run_script, one_sentence):

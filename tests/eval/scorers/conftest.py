@@ -21,12 +21,9 @@ LOGIT_SCALE = 50.0  # no power of anything: an equation that forgets it is seen
 
 @pytest.fixture(scope="session")
 def open_clip():
-    """The library, behind torchvision; a skip where the extra is not installed."""
+    """The library; a skip where the extra is not installed."""
     if importlib.util.find_spec("open_clip") is None:
         pytest.skip("needs the extra: pip install -e .[clip]")
-    from models.torchvision_shim import import_torchvision
-
-    import_torchvision()
     import open_clip
 
     return open_clip
