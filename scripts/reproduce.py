@@ -10,12 +10,11 @@ Reads the rows of <results>, by default the committed ones, and conf/gpus and re
 papers' figures. Writes <results>/tables/table<number>_<slug>.md, .tex and .csv. From all nine
 committed ones it also writes results/FINDINGS.md, which says which of the papers' claims hold here,
 and results/tables/headline.md, verdict_line.md and brief_*.md, what README.md shows
-(scripts/fill_readme.py puts them there).
-Measured and reported figures stand in separate columns; an empty cell says why it is empty and
-which command fills it. With --run the rows go to outputs/results, from which the tables are then
-made (results=FOLDER: another folder, results=results: the committed rows). It says beforehand how
-long it takes and how much disk (plan=true only says it), and docs/reproduce.md tells the whole way.
-Prints one JSON document last.
+(scripts/fill_readme.py puts them there). Measured and reported figures stand in separate columns;
+an empty cell says why it is empty and which command fills it. With --run the rows go to
+outputs/results, from which the tables are then made (results=FOLDER: another folder,
+results=results: the committed rows). It says beforehand how long it takes and how much disk
+(plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
 """
 
 import sys
