@@ -37,11 +37,11 @@ $(STAMP): pyproject.toml constraints.txt models/torchvision_shim.py
 	@$(PY) models/torchvision_shim.py
 	@touch $@
 
-demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8, print the table
+demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8: table in outputs/demo
 	@$(PY) scripts/demo.py
 
-tables: $(STAMP) ## the papers' nine tables from the committed measurements: no GPU, seconds
-	@$(PY) scripts/reproduce.py
+tables: $(STAMP) ## the papers' nine tables from the committed rows; results=outputs/results: from yours
+	@$(PY) scripts/reproduce.py $(if $(results),'results=$(results)')
 
 test: check ## lint, formatting and all tests (tests marked gpu are skipped without a GPU)
 	@$(PY) -m pytest
@@ -62,6 +62,6 @@ test-gpu: $(STAMP) ## only the tests marked gpu; fails where there is no GPU
 	@$(PY) -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: torch sees no CUDA device; run it on a machine with an NVIDIA GPU and a CUDA build of torch")'
 	@$(PY) -m pytest -m gpu
 
-clean: ## remove .venv and caches; results and checkpoints stay
+clean: ## remove .venv and caches; results, outputs and checkpoints stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

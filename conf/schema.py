@@ -174,7 +174,7 @@ class EvaluateConfig(DrawConfig):
     score_text: str | None = None
     # see eval/scorer_settings.py, for example +scorer_options.hpsv2.checkpoint=FILE
     scorer_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    results: str = "results"  # the ledger
+    results: str = "outputs/results"  # the ledger; results=results: the committed one
     out: str = "outputs/runs"  # the pictures
     archive: bool = False  # pack the pictures of the run into one .tar
     readers: int = 1  # processes that read text
@@ -194,7 +194,7 @@ class FragilityConfig(CalibrateConfig):
     layers: int = 34
     image_tokens: int = 256
     text_tokens: int = 64
-    results: str = "results/fragility"
+    results: str = "outputs/results/fragility"  # the committed ones: results/fragility
     state: str = "outputs/fragility"
 
 

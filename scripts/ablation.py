@@ -5,8 +5,9 @@
     python scripts/ablation.py --run --models mini --cells naive,rotate --hardware cpu --n 20
 
 Writes <results>/tables/ablation.md and ablation.csv from the rows of one prompt set, one number of
-captions and one kind of hardware. With --run, cells without rows are evaluated first, by processes
-of scripts/evaluate.py: a calibration per model, the unquantized models, then the rest, --jobs at a
+captions and one kind of hardware: the committed rows, or with --run those of outputs/results
+(--results FOLDER: of another). With --run, cells without rows are evaluated first, by processes of
+scripts/evaluate.py: a calibration per model, the unquantized models, then the rest, --jobs at a
 time. Stopped and started again it continues. A cell that fails stops no other, is named at the end
 and makes the exit code 1. --discard-pictures deletes the pictures of a cell that is scored, those
 of a model's reference when all its cells are. Prints the tables, and one JSON document last.
@@ -56,7 +57,7 @@ def parse() -> tuple[Options, bool]:
     parser.add_argument("--prompts", default="mini_hard")
     parser.add_argument("--n", type=int, default=200, help="captions; below 30 trust no verdict")
     parser.add_argument("--hardware", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--results", default="results", help="folder of the ledger")
+    parser.add_argument("--results", help="the ledger; default: results, outputs/results to --run")
     run = parser.add_argument_group("with --run")
     run.add_argument("--run", action="store_true", help="evaluate the cells that are missing")
     run.add_argument("--cells", default=",".join(known), help="only these, such as naive,rotate")
@@ -73,6 +74,7 @@ def parse() -> tuple[Options, bool]:
         if name not in known:
             raise UserError(f"cells must be some of {','.join(known)}, got {name!r}; correct it")
     wanted, lists = found.pop("run"), {"cells": tuple(cells)}
+    found["results"] = found["results"] or ("outputs/results" if wanted else "results")
     lists |= {name: tuple(found.pop(name)) for name in ("models", "overrides")}
     return Options(**lists, **found), wanted
 

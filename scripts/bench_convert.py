@@ -172,7 +172,7 @@ def main() -> None:
         parser.add_argument("source", help="folder that scripts/make_synthetic.py wrote")
         parser.add_argument("--stats", required=True, help="activation statistics of the source")
         parser.add_argument("--targets", nargs="+", default=TARGETS)
-        parser.add_argument("--results", default="results")
+        parser.add_argument("--results", default="outputs/results")
         parser.add_argument("--one", help="convert to this target only, in this process")
         parser.add_argument("--out", help="with --one: the checkpoint's folder")
         arguments = parser.parse_args()

@@ -260,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda")
     made.add_argument("--expected-tflops", type=float, help="bf16 rate of a healthy card")
     made.add_argument("--sgl-library", help=f"sgl-kernel's library; or set {SGL_LIBRARY}")
-    made.add_argument("--results", default="results")
+    made.add_argument("--results", default="outputs/results")
     return made
 
 

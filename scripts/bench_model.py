@@ -159,10 +159,14 @@ def main() -> None:
         parser.add_argument("--cap-gb", type=float, help="draw under a cap of decimal GB instead")
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
         parser.add_argument("--expected-tflops", type=float, help="bf16 rate of a healthy card")
-        parser.add_argument("--results", help="default: results, or outputs/tiny with --tiny")
+        parser.add_argument(
+            "--results", help="default: outputs/results, or outputs/tiny with --tiny"
+        )
         arguments = parser.parse_args()
         device, plan = resolve_device(arguments.device), make_plan(arguments)
-        results = from_root(arguments.results or ("outputs/tiny" if arguments.tiny else "results"))
+        results = from_root(
+            arguments.results or f"outputs/{'tiny' if arguments.tiny else 'results'}"
+        )
         if arguments.check:
             print(json.dumps(check(device, plan, results)))
             return

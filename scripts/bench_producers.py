@@ -2,7 +2,7 @@
 
     python scripts/bench_producers.py                                # every kernel, chosen spreads
     python scripts/bench_producers.py --sweep --kernels swiglu_quant quant_rows --m 4396
-    python scripts/bench_producers.py --out results/bench/producers.csv
+    python scripts/bench_producers.py --out outputs/results/bench/producers.csv
 
 These kernels do next to no arithmetic, so bytes read and written once, over time, is how good they
 are: a copy, measured beside them, is the ceiling. Everything is replayed from CUDA graphs over

@@ -9,9 +9,10 @@ to local memory), shared memory within what one block may have, and the integer 
 instructions that the tile is made for. What a tile that is not offered on a GPU
 (kernels/shipped.py) needs there is written down, but is no failure.
 
-Replaces the rows of what it compiled, for its Triton version, in results/bench/arch.csv; --quick
-writes nothing. The table shows registers per thread and KiB of shared memory per block; `x`: not
-offered there, `!`: broken. Prints one JSON document last. Exit code 1: something is broken.
+Replaces the rows of what it compiled, for its Triton version, in <out>, by default
+outputs/results/bench/arch.csv; --quick writes nothing. The table shows registers per thread and KiB
+of shared memory per block; `x`: not offered there, `!`: broken. Prints one JSON document last. Exit
+code 1: something is broken.
 """
 
 import sys
@@ -176,7 +177,7 @@ def main() -> None:
         parser.add_argument("--kernel", nargs="+", choices=tuple(KERNELS))
         parser.add_argument("--quick", action="store_true")
         parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-        parser.add_argument("--out", default="results/bench/arch.csv")
+        parser.add_argument("--out", default="outputs/results/bench/arch.csv")
         document = check(parser.parse_args())
         print(json.dumps(document))
         sys.exit(1 if document["broken"] else 0)

@@ -137,7 +137,7 @@ def main() -> None:
         parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
         parser.add_argument("--n", type=int, help="of the first prompts of each set; default: all")
         parser.add_argument("--folder", help="of the model; default: models/clip_mini")
-        parser.add_argument("--results", default="results")
+        parser.add_argument("--results", default="outputs/results")
         print(json.dumps(check(parser.parse_args())))
 
 

@@ -4,8 +4,8 @@
     python scripts/check_vae.py --sets mini_easy --n 20
 
 A prompt's seed is its poster's seed, so the reference pictures of the committed prompt sets can be
-drawn again. Writes results/mini/vae.csv (set, picture, texts, exact, low, high, psnr_db, n). Prints
-one JSON document last.
+drawn again. Writes <out>, by default outputs/results/mini/vae.csv (set, picture, texts, exact, low,
+high, psnr_db, n). Prints one JSON document last.
 """
 
 import sys
@@ -77,7 +77,7 @@ def main() -> None:
         )
         parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
         parser.add_argument("--n", type=int)
-        parser.add_argument("--out", default="results/mini/vae.csv")
+        parser.add_argument("--out", default="outputs/results/mini/vae.csv")
         arguments = parser.parse_args()
         model = compose("calibrate", []).model
         folder = from_root(model.path)

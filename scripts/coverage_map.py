@@ -1,12 +1,13 @@
 """Simulate how often the intervals cover the truth and the tests of equivalence err.
 
     python scripts/coverage_map.py                                     # minutes on two cores
-    python scripts/coverage_map.py --experiments 1000 --results outputs/results   # a quick look
+    python scripts/coverage_map.py --experiments 1000                  # a quick look
     python scripts/coverage_map.py --processes 8 --seed 1
 
-The cases are listed in eval/coverage_cases.py. Writes <results>/tables/coverage_map.csv and .md;
-the same seed and number of experiments give the same bytes, whatever the number of processes.
-Prints one JSON document last.
+The cases are listed in eval/coverage_cases.py. Writes <results>/tables/coverage_map.csv and .md,
+<results> being outputs/results unless told (the committed map: --results results); the same seed
+and number of experiments give the same bytes, whatever the number of processes. Prints one JSON
+document last.
 """
 
 import os
@@ -78,7 +79,7 @@ def main() -> None:
         parser.add_argument("--experiments", type=int, default=10_000)
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--processes", type=int, default=os.cpu_count())
-        parser.add_argument("--results", default="results")
+        parser.add_argument("--results", default="outputs/results")
         print(json.dumps(draw_map(parser.parse_args())))
 
 

@@ -1,8 +1,8 @@
 """Map where fused int8 pays: GPU by GPU, from their peaks, checked on the one that was measured.
 
     python scripts/deployment_map.py                              # from the committed rows
+    python scripts/bench_gemm.py && python scripts/bench_model.py # your own, on a GPU: an H200
     python scripts/deployment_map.py --results outputs/results --gpu h200
-    python scripts/bench_gemm.py && python scripts/bench_model.py # make the rows, on a GPU
 
 Reads conf/gpus (peaks and reported figures, with their documents) and <results>/bench (our rows).
 Without rows the prediction is "not measured" and the rooflines stand alone. Writes

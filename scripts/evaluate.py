@@ -11,10 +11,11 @@
     python scripts/evaluate.py -m variant=bf16,int8 shard=0/2,1/2 hydra/launcher=submitit_slurm
 
 Every variant starts from the same noise. Rows go to <results>/scores.csv and latency.csv, the
-record of the run to <results>/runs, pictures to <out>/<run_id>. Stopped and started again, a run
-continues. Compare variants at one dtype: bf16 arithmetic alone moves the latents as much as INT8.
-A scorer whose weights or packages are not here is reported as not measured and left out; one that
-fails is named, the others go on, and the exit code is 1. What each score means (direction, range,
+record of the run to <results>/runs, pictures to <out>/<run_id>; that is outputs/results and
+outputs/runs, and results=results the committed ledger. Stopped and started again, a run continues.
+Compare variants at one dtype: bf16 arithmetic alone moves the latents as much as INT8. A scorer
+whose weights or packages are not here is reported as not measured and left out; one that fails is
+named, the others go on, and the exit code is 1. What each score means (direction, range,
 preprocessing, checkpoint hash) is in <results>/runs/<run_id>.scorers.json. At the end the runs that
 share the reference are laid out in an HTML page (scripts/report.py; report=false: none). Prints the
 tables, and one JSON document last. Sweeps (-m), shards and Slurm: docs/sweeps.md.

@@ -1,7 +1,10 @@
 """Put the committed tables into README.md, between their markers.
 
-    cp results/demo/table.md results/tables/demo.md               # to publish a demo's table
     python scripts/fill_readme.py
+
+A demo is published where the committed one is:
+
+    python scripts/demo.py 8 results/demo && cp results/demo/table.md results/tables/demo.md
 
 A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`. A
 title there becomes bold text: it would stand above the README's own.

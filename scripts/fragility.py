@@ -11,10 +11,11 @@ denoising step, and the damage of quantizing it alone (plain W8A8, no smoothing)
 the branch's velocity at every step, and of the final latents. `random=true` takes a model with
 random weights of the real widths instead, for which there are no latents.
 
-Stopped and started again it continues with the linears not yet done. Writes
-<results>/<model>.csv, .svg (heat map) and .md (ranking and its stability). Prints one JSON
-document last. Measure in float32: in bfloat16 a change anywhere also rolls the roundings behind it
-anew. With random weights, 34 blocks, a linear's damage read 5e-3 that way, and 3e-4 in float32.
+Stopped and started again it continues with the linears not yet done. Writes <results>/<model>.csv,
+<results> being outputs/results/fragility unless told, .svg (heat map) and .md (ranking and its
+stability). Prints one JSON document last. Measure in float32: in bfloat16 a change anywhere also
+rolls the roundings behind it anew. With random weights, 34 blocks, a linear's damage read 5e-3 that
+way, and 3e-4 in float32.
 """
 
 import sys

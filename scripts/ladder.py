@@ -3,7 +3,8 @@
     python scripts/ladder.py mini_planted                         # from the committed rows
     python scripts/ladder.py mini_planted --recipes naive smoothquant
     python scripts/evaluate.py -m model=mini_planted variant=fused_int8 n=100 \\
-        recipe=naive,smooth_only,smoothquant                      # makes the rows
+        recipe=naive,smooth_only,smoothquant                      # your own rows, and their table:
+    python scripts/ladder.py mini_planted --results outputs/results
 
 Writes <results>/tables/ladder_<model>.md. Prints one JSON document last.
 """

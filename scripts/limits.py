@@ -2,13 +2,15 @@
 
     python scripts/limits.py                                      # from the committed rows
     python scripts/limits.py --run hardware=cuda                  # first what is missing
-    python scripts/limits.py --run hardware=cpu n=20 results=outputs/limits ledger=outputs/none
+    python scripts/limits.py --run hardware=cpu n=20
+    python scripts/limits.py results=outputs/results/limits ledger=outputs/results   # from your own
 
 Six settings, one factor moved at a time (eval/limits.py), four variants and bf16. Rows are looked
-for in <results>/scores.csv, by default results/limits, and in <ledger>/scores.csv, by default
-results, which has those of the default setting. With --run, what both lack is evaluated into
-<results> by scripts/evaluate.py; stopped and started again it continues. Any other key=value goes
-to that script. Writes <ledger>/tables/limits_mini.md. Prints the page, and one JSON document last.
+for in <results>/scores.csv and in <ledger>/scores.csv, which has those of the default setting:
+results/limits and results, with --run outputs/results/limits and outputs/results. With --run, what
+both lack is evaluated into <results> by scripts/evaluate.py; stopped and started again it
+continues. Any other key=value goes to that script. Writes <ledger>/tables/limits_mini.md. Prints
+the page, and one JSON document last.
 """
 
 import sys
@@ -47,13 +49,14 @@ class Options:
     overrides: tuple[str, ...]  # further words for scripts/evaluate.py
 
 
-def parse(words: Sequence[str]) -> Options:
-    """Read key=value words.
+def parse(words: Sequence[str], *, is_run: bool = False) -> Options:
+    """Read key=value words; those of a run keep its rows apart from the committed ones.
 
     Raises:
         UserError: a word that is none, hardware that has no backend here, n that is no number.
     """
-    given = {"hardware": "cuda", "n": "200", "results": "results/limits", "ledger": "results"}
+    ledger = "outputs/results" if is_run else "results"
+    given = {"hardware": "cuda", "n": "200", "results": f"{ledger}/limits", "ledger": ledger}
     overrides = []
     for word in words:
         key, equals, value = word.partition("=")
@@ -142,7 +145,7 @@ def main() -> None:
         parser.add_argument("--run", action="store_true", help="evaluate what is missing")
         parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
         arguments = parser.parse_args()
-        options = parse(arguments.words)
+        options = parse(arguments.words, is_run=arguments.run)
         if arguments.run:
             measure(options)
         print(json.dumps(tabulate(options)))

@@ -6,8 +6,8 @@
 Needs a C and a C++ compiler, and pip with a way to PyPI the first time. The library is kept in
 outputs/parity; nothing is installed. Q8_0 must give the same bytes. Q4_K is a search, and ours is
 another one than ggml's: its mean squared error is compared, and a ratio above 1.05 is a failure.
-Writes results/parity/gguf.csv (matrix, format, mse_ours, mse_ggml, ratio). Prints one JSON document
-last; speeds are in M weights/s of CPU time, one thread.
+Writes <out>, by default outputs/results/parity/gguf.csv (matrix, format, mse_ours, mse_ggml,
+ratio). Prints one JSON document last; speeds are in M weights/s of CPU time, one thread.
 """
 
 import sys
@@ -235,7 +235,7 @@ def main() -> None:
         parser.add_argument("--rows", type=int, default=512)
         parser.add_argument("--model", default="models/mini")
         parser.add_argument("--cache", default="outputs/parity")
-        parser.add_argument("--out", default="results/parity/gguf.csv")
+        parser.add_argument("--out", default="outputs/results/parity/gguf.csv")
         print(json.dumps(parity(parser.parse_args())))
 
 

@@ -10,7 +10,8 @@ time.
 
 On a tiny checkpoint of random weights (no real weights are needed: the arithmetic is compared, not
 the model) tokens must be the same, prepared pictures, features and scores must agree to 1e-6.
-Writes results/parity/hpsv2.csv (quantity, case, difference). Prints one JSON document last.
+Writes <out>, by default outputs/results/parity/hpsv2.csv (quantity, case, difference). Prints one
+JSON document last.
 """
 
 import sys
@@ -129,7 +130,7 @@ def main() -> None:
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument("--cache", default="outputs/parity")
-        parser.add_argument("--out", default="results/parity/hpsv2.csv")
+        parser.add_argument("--out", default="outputs/results/parity/hpsv2.csv")
         print(json.dumps(parity(parser.parse_args())))
 
 

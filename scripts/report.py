@@ -7,12 +7,12 @@ r"""Make one HTML page of an evaluation, with verdicts, tables, plots and every 
     chromium --headless --hide-scrollbars --window-size=1120,1500 \
         --screenshot=results/report.png file://$PWD/<report.html>
 
-Takes folders written by scripts/evaluate.py, or their archives, scored into <results>. The
-reference may be left out where it lies beside the others. A second run of the reference's variant
-(`dtype=bfloat16`, another engine; score it with `scripts/score.py <it> --reference <reference>`)
-gives the noise floor. Writes <out>/report.html, which needs no network and no JavaScript, and its
-plots as SVG; <out> is outputs/report/<model>-<prompt set> unless told. The texts read are kept in
-the runs' folders. Prints one JSON document last.
+Takes folders written by scripts/evaluate.py, or their archives, scored into <results>, by default
+outputs/results. The reference may be left out where it lies beside the others. A second run of the
+reference's variant (`dtype=bfloat16`, another engine; score it with `scripts/score.py <it>
+--reference <reference>`) gives the noise floor. Writes <out>/report.html, which needs no network
+and no JavaScript, and its plots as SVG; <out> is outputs/report/<model>-<prompt set> unless told.
+The texts read are kept in the runs' folders. Prints one JSON document last.
 """
 
 import sys
@@ -74,7 +74,7 @@ def main() -> None:
         )
         parser.add_argument("runs", nargs="*", type=Path)
         parser.add_argument("--all-of", type=Path, metavar="REFERENCE")
-        parser.add_argument("--results", default="results")
+        parser.add_argument("--results", default="outputs/results")
         parser.add_argument("--out", type=Path)
         parser.add_argument("--limit-mb", type=float, default=LIMIT_MB)
         parser.add_argument("--readers", type=int, default=1)

@@ -1,16 +1,19 @@
-"""Write the papers' nine tables from committed rows, or make the rows that a table needs.
+"""Write the papers' nine tables from rows that are there, or make the rows that a table needs.
 
     python scripts/reproduce.py                                   # all nine, in seconds, no GPU
     python scripts/reproduce.py --table 3                         # one of them
+    python scripts/reproduce.py results=outputs/results           # all nine from your own rows
     python scripts/reproduce.py --run table=5 model=mini hardware=cpu n=8  # first its rows
     python scripts/reproduce.py --run table=1 model=ideogram4 hardware=cuda_24gb plan=true
 
-Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv, and
-from all nine <results>/FINDINGS.md, which says which of the papers' claims hold here; with them
-<results>/tables/headline.md, verdict_line.md and brief_*.md, what README.md shows
-(scripts/fill_readme.py puts them there).
-Measured and reported figures stand in separate columns; an empty cell says why it is empty and
-which command fills it. With --run it says beforehand how long it takes and how much disk
+Reads the rows of <results>, by default the committed ones, and conf/gpus and results/paper, the
+papers' figures. Writes <results>/tables/table<number>_<slug>.md, .tex and .csv. From all nine
+committed ones it also writes results/FINDINGS.md, which says which of the papers' claims hold here,
+and results/tables/headline.md, verdict_line.md and brief_*.md, what README.md shows
+(scripts/fill_readme.py puts them there). Measured and reported figures stand in separate columns;
+an empty cell says why it is empty and which command fills it. With --run the rows go to
+outputs/results, from which the tables are then made (results=FOLDER: another folder,
+results=results: the committed rows). It says beforehand how long it takes and how much disk
 (plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
 """
 
@@ -35,16 +38,28 @@ from eval.reproduce.tables import BUILDERS, build_tables, write_tables
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts import limits
-from scripts.cli import from_root, one_sentence, terse
+from scripts.cli import ROOT, from_root, one_sentence, terse
 
+COMMITTED = ROOT / "results"
+MEASURED = ("scores.csv", "bench", "convert")  # of these a folder of rows has some
 CLAIMS = (*speed_claims.CLAIMS, *quality_claims.CLAIMS)
 
 
 def reproduce(results: Path, number: int | None) -> dict[str, Any]:
-    """Write one table or all; returns the document that is printed last."""
+    """Write one table or all; returns the document that is printed last.
+
+    Raises:
+        UserError: a folder without rows, or rows that cannot be read.
+    """
+    if not any((results / name).exists() for name in MEASURED):
+        raise UserError(
+            f"results must be a folder with rows ({', '.join(MEASURED)}), got "
+            f"{terse(results)} without any; make some with scripts/evaluate.py or make demo, or "
+            "leave results= out for the committed rows"
+        )
     tables = build_tables(results, BUILDERS if number is None else (number,))
     paths = write_tables(tables, results / "tables")
-    if number is None:
+    if number is None and results == COMMITTED:
         paths.append(write_findings(results, {table.number: table for table in tables}))
         paths += write_for_readme(results, tables)
     for table in tables:
@@ -80,22 +95,35 @@ def main() -> None:
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument("--table", type=int, help="1 to 9; default: all")
-        parser.add_argument("--results", help="folder of the committed rows; default: results")
-        parser.add_argument(
-            "--run", nargs="+", metavar="KEY=VALUE", help="make the rows first: table=N model=..."
-        )
+        parser.add_argument("--run", action="store_true", help="make the rows first: table=N ...")
+        parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="results=FOLDER, ...")
         arguments = parser.parse_args()
-        if arguments.run is not None:
-            if arguments.table is not None or arguments.results is not None:
+        if arguments.run:
+            if arguments.table is not None:
                 raise UserError(
-                    "--run must have its table and results as words, got --table or --results "
-                    "beside it; write --run table=3 results=FOLDER"
+                    f"--run must have its table as a word, got --table {arguments.table} beside "
+                    "it; write --run table=3"
                 )
             from scripts.table_runs import run_table  # brings in all that draws and scores
 
-            print(json.dumps(run_table(arguments.run)))
+            print(json.dumps(run_table(arguments.words)))
             return
-        print(json.dumps(reproduce(from_root(arguments.results or "results"), arguments.table)))
+        print(json.dumps(reproduce(folder_of(arguments.words), arguments.table)))
+
+
+def folder_of(words: Sequence[str]) -> Path:
+    """Read the one word that the tables take, results=FOLDER; default: the committed rows.
+
+    Raises:
+        UserError: another word, or more of them.
+    """
+    key, _, folder = "".join(words[:1] or ("results=results",)).partition("=")
+    if len(words) > 1 or key != "results" or not folder:
+        raise UserError(
+            f"without --run the one word must be results=FOLDER, got {' '.join(words)}; correct "
+            "it, write --table 3 for one table, or add --run to make rows"
+        )
+    return from_root(folder)
 
 
 if __name__ == "__main__":

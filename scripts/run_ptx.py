@@ -9,8 +9,8 @@ wgmma, their layouts and pipelines) do run, and their results are compared bit f
 with unit scales against torch._int_mm, quant_rows against its reference in torch.
 
 The times are of this GPU. They order the mma.sync tiles roughly; they are no prediction for the
-older cards, whose memory, caches and clocks are others. Writes results/bench/ptx.csv. Prints one
-JSON document last. Exit code 1: a result differs.
+older cards, whose memory, caches and clocks are others. Writes <out>, by default
+outputs/results/bench/ptx.csv. Prints one JSON document last. Exit code 1: a result differs.
 """
 
 import sys
@@ -207,7 +207,7 @@ def main() -> None:
         )
         parser.add_argument("--sm", type=int, nargs="+", choices=SMS, default=SMS)
         parser.add_argument("--tiles", type=int, default=4, help="of those offered, evenly spread")
-        parser.add_argument("--out", default="results/bench/ptx.csv")
+        parser.add_argument("--out", default="outputs/results/bench/ptx.csv")
         document = check(parser.parse_args())
         print(json.dumps(document))
         sys.exit(1 if document["different"] else 0)

@@ -37,7 +37,7 @@ def read_words(words: Sequence[str]) -> Wanted:
     Raises:
         UserError: a word that is none, no table, or a value that is not one of those possible.
     """
-    given, overrides = {"model": "mini", "hardware": "auto", "results": "results"}, []
+    given, overrides = {"model": "mini", "hardware": "auto", "results": Request.results}, []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:

@@ -7,9 +7,9 @@
 
 The plan is printed first. It is refused if weights, a GPU, packages or scorers are missing, or if
 the disk is too full. Each step is a process of its own, its progress on this terminal; what it made
-is kept, so the same command continues after a failure. plan=true only prints. gpu= names a card of
-conf/gpus/peaks.csv that is not in this machine, for a plan. Any other key=value goes to
-scripts/evaluate.py.
+is kept, so the same command continues after a failure. plan=true only prints. results= names the
+folder of the rows, outputs/results by default, gpu= a card of conf/gpus/peaks.csv that is not in
+this machine, for a plan. Any other key=value goes to scripts/evaluate.py.
 """
 
 import shlex
@@ -76,18 +76,9 @@ def run_table(words: Sequence[str], run: Runner | None = None) -> dict:
     if lacks:
         raise UserError(f"the plan needs what is missing here: {'; '.join(lacks)}")
     check_disk(from_root(wanted.request.results), size - there(steps))
-    carry_out([*steps, *rebuilding(wanted.request.results)], wanted.words, run)
+    words = ("scripts/reproduce.py", f"results={wanted.request.results}")
+    carry_out([*steps, Step(words, "rebuilds the tables", ())], wanted.words, run)
     return document | {"ran": True}
-
-
-def rebuilding(results: str) -> list[Step]:
-    """Return the step that rebuilds the tables, if their other rows lie in that folder too."""
-    folder = from_root(results)
-    if not all((folder / name).is_dir() for name in ("bench", "paper")):
-        print(f"no table is made of {terse(folder)}, which lacks the committed rows", flush=True)
-        return []
-    words = () if results == "results" else ("--results", results)
-    return [Step(("scripts/reproduce.py", *words), "rebuilds the tables", ())]
 
 
 def make_plans(wanted: Wanted) -> list[Plan]:

@@ -1,16 +1,16 @@
 """Train the mini: VAE, then the conditional and the unconditional branch, on one GPU.
 
-    python scripts/train_mini.py curves=results/mini              # about half an hour on one H200
-    python scripts/train_mini.py curves=results/mini              # again: goes on where it stopped
+    python scripts/train_mini.py                                  # about half an hour on one H200
+    python scripts/train_mini.py                                  # again: goes on where it stopped
     python scripts/train_mini.py size=toy out=outputs/rehearsal workers=1 readers=1 probe=2 \\
         pool.slot=64 pool.easy=64 pool.medium=64 pool.hard=64 vae.batch=4 vae.seconds=5 \\
         conditional.batch=8 conditional.seconds=8 unconditional.batch=8 unconditional.seconds=5
                                                                   # rehearsal on a CPU, a minute
 
 Writes the training checkpoint (see models/training/checkpoint.py) at every evaluation, the curves
-`loss.csv` and `ocr.csv`, and at the end the diffusers folder `<out>/mini`. Stopped within the VAE,
-which takes five minutes, it begins that stage anew. The posters are drawn anew in every run, so a
-resumed run sees fresh ones.
+`loss.csv` and `ocr.csv` (in <out>, or in curves=FOLDER, as results/mini), and at the end the
+diffusers folder `<out>/mini`. Stopped within the VAE, which takes five minutes, it begins that
+stage anew. The posters are drawn anew in every run, so a resumed run sees fresh ones.
 """
 
 import sys

@@ -6,6 +6,7 @@ is what the papers report of their ladder.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from eval.ablation import ALPHAS, ARITHMETIC, BASE, CELLS, Entry, ablate, collect
 from eval.ablation import Cell as Row
@@ -14,7 +15,16 @@ from eval.reproduce.paper import load_reported, reported_cell, sources_note
 from eval.reproduce.pictures import CAPTIONS as FULL_SETS
 from eval.reproduce.pictures import draw_words
 from eval.reproduce.plan import LADDER
-from eval.reproduce.runs import MINI, REAL, VARIANTS, Run, choose_recipes, lacking_cell, read_scores
+from eval.reproduce.runs import (
+    MINI,
+    REAL,
+    VARIANTS,
+    Run,
+    choose_recipes,
+    lacking_cell,
+    place_in,
+    read_scores,
+)
 from eval.reproduce.table import (
     MEASURED,
     REFERENCE,
@@ -32,7 +42,7 @@ from eval.stats import mean_interval
 SLUG = "ablation"
 PLANTED = "mini_planted"
 MODELS = {MINI.model: MINI.label, PLANTED: "mini with planted outliers (not Ideogram 4)"}
-BACKEND, CAPTIONS = "torch-cuda", 200
+CAPTIONS = FULL_SETS[MINI.model]  # of a ledger that has none
 COMMAND = "python scripts/ablation.py --run --hardware cuda"
 PAPERS = "Ideogram 4, by the papers"
 REAL_SCORERS = ("latent_error", "clipscore")
@@ -55,7 +65,7 @@ COLUMNS = (
     Column("CLIPScore, Δ", REPORTED, PAPERS, spec="+.2g"),
 )
 NOTES = (
-    f"Rows of the ledger: prompts {MINI.prompt_set}, {CAPTIONS} captions, {BACKEND}, engine stock; "
+    "Rows of the ledger: prompts {prompt_set}, {captions} captions, {backend}, engine stock; "
     f"rows of recipes are variant int8. Brackets are 95 % intervals over captions; the verdict is "
     f"that of the latent error against `{BASE}`, W8A8 without any recipe, paired by caption and "
     "not corrected for the number of rows. The row bf16 is bf16 arithmetic on unquantized weights, "
@@ -68,17 +78,16 @@ NOTES = (
 
 def build(results: Path) -> Table:
     """Build the table from the ledger and the papers' figures."""
-    reported = load_reported(results, SLUG)
+    reported = load_reported(SLUG)
+    kept = _kept(results)
     found = collect(
         newest_runs(read_scores(results), results / "runs"),
         tuple(MODELS),
-        prompt_set=MINI.prompt_set,
-        backend=BACKEND,
-        captions=CAPTIONS,
+        **kept,
     )
     entries = {(entry.model, entry.cell.name): entry for entry in ablate(found, tuple(MODELS))}
     recipes = [row.recipe for row in CELLS if row.variant == "int8"]
-    real = choose_recipes(results, REAL, REAL_SCORERS, recipes)
+    real = choose_recipes(results, place_in(results, REAL), REAL_SCORERS, recipes)
     lines = [
         (
             *keys(row.name),
@@ -91,7 +100,18 @@ def build(results: Path) -> Table:
     ]
     title = "ablation ladder"
     sources = ("results/scores.csv", "results/paper/ablation.csv")
-    return Table(6, SLUG, title, COLUMNS, tuple(lines), (*NOTES, sources_note(reported)), sources)
+    notes = (NOTES[0].format(**kept), NOTES[1], sources_note(reported))
+    return Table(6, SLUG, title, COLUMNS, tuple(lines), notes, sources)
+
+
+def _kept(results: Path) -> dict[str, Any]:
+    """Say which rows count: those of the mini's place, runs with as many captions as any has."""
+    place = place_in(results, MINI)
+    rows, backend = read_scores(results), place.backends[0]  # no row uses the fused product
+    rows = rows[(rows["prompt_set"] == place.prompt_set) & (rows["backend"] == backend)]
+    rows = rows[rows["model"].isin(MODELS) & (rows["engine"] == place.engine)]
+    captions = rows.groupby(["run_id", "scorer"]).size().max() if len(rows) else CAPTIONS
+    return {"prompt_set": place.prompt_set, "backend": backend, "captions": int(captions)}
 
 
 def _measured(entry: Entry) -> tuple[Cell, ...]:

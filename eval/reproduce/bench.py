@@ -72,12 +72,14 @@ class Timed:
 
 
 def read_bench(results: Path) -> pd.DataFrame:
-    """Read the rows.
+    """Read the rows; a file that does not exist yet is an empty table.
 
     Raises:
-        UserError: no such file, or it lacks a column.
+        UserError: a file that cannot be read, or that lacks a column.
     """
     path = results / "bench" / "model.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
     try:
         rows = pd.read_csv(path)
     except (OSError, ValueError) as error:

@@ -50,7 +50,7 @@ NOTES = (
 
 def build(results: Path) -> Table:
     """Build the table from bench/model.csv and the papers' figures."""
-    rows, reported = bench.read_bench(results), load_reported(results, SLUG)
+    rows, reported = bench.read_bench(results), load_reported(SLUG)
     lines = []
     for size in SIZES:
         for path in bench.PATHS:

@@ -13,12 +13,13 @@ from eval.reproduce.runs import (
     MINI,
     PLACES,
     REAL,
-    RULE,
     VARIANTS,
     Place,
     Run,
     choose_runs,
     lacking_cell,
+    place_in,
+    rule,
 )
 from eval.reproduce.table import (
     MEASURED,
@@ -60,7 +61,6 @@ COLUMNS = (
     Column(LABELS["lpips"], REPORTED, PAPERS, spec=".3f"),
 )
 NOTES = (
-    RULE,
     "Brackets are 95 % intervals over captions by BCa; Δ is paired by caption and noise. PSNR and "
     "LPIPS of two models say nothing about each other.",
     "The papers' figure of INT8 stands in the row int8, as they name it; int8 and fused_int8 are "
@@ -70,8 +70,8 @@ NOTES = (
 
 def build(results: Path) -> Table:
     """Build the table from the ledger and the papers' figures."""
-    reported = load_reported(results, SLUG)
-    runs = {place: choose_runs(results, place, SCORERS) for place in PLACES}
+    reported = load_reported(SLUG)
+    runs = {place: choose_runs(results, place_in(results, place), SCORERS) for place in PLACES}
     lines = [
         (
             *keys(variant),
@@ -89,7 +89,8 @@ def build(results: Path) -> Table:
             )
     title = "fidelity to the reference's pictures"
     sources = ("results/scores.csv", "results/runs", "results/paper/fidelity.csv")
-    return Table(5, SLUG, title, COLUMNS, tuple(lines), (*NOTES, sources_note(reported)), sources)
+    notes = (rule(results), *NOTES, sources_note(reported))
+    return Table(5, SLUG, title, COLUMNS, tuple(lines), notes, sources)
 
 
 def _cells(place: Place, runs: Mapping[str, Run], variant: str) -> tuple[Cell, ...]:

@@ -18,12 +18,13 @@ from eval.reproduce.estimate import BITS
 from eval.reproduce.paper import load_reported, reported_cell, sources_note
 from eval.reproduce.runs import (
     PLACES,
-    RULE,
     VARIANTS,
     Place,
     Run,
     choose_runs,
     lacking_cell,
+    place_in,
+    rule,
 )
 from eval.reproduce.table import (
     COUNTED,
@@ -76,7 +77,6 @@ COLUMNS = (
     Column("size", REPORTED, PAPERS, "GB", ".2f"),
 )
 NOTES = (
-    RULE,
     "Size: both branches as stored, decimal GB. Measured: of a conversion of 2 x 9.28 G random "
     "weights, extrapolated by weights where fewer blocks were converted. Counted: bits a weight "
     "times the linears. On the frontier: no other variant is as small (by count) and as near to "
@@ -98,9 +98,9 @@ class Point:
 
 def build(results: Path) -> Table:
     """Build the table from conversions, the ledger, model.csv and the published sizes."""
-    reported = load_reported(results, SLUG)
+    reported = load_reported(SLUG)
     files, rows = _files(results), bench.read_bench(results)
-    runs = {p: choose_runs(results, p, (SCORER, EXACT)) for p in PLACES}
+    runs = {p: choose_runs(results, place_in(results, p), (SCORER, EXACT)) for p in PLACES}
     fronts = {place: _front(own) for place, own in runs.items()}
     lines = []
     for variant in VARIANTS:
@@ -124,7 +124,8 @@ def build(results: Path) -> Table:
     title = "quality against size on disk"
     sources = (SOURCE, bench.SOURCE, "results/scores.csv", "results/runs")
     sources += ("results/paper/frontier.csv",)
-    return Table(7, SLUG, title, COLUMNS, tuple(lines), (*NOTES, sources_note(reported)), sources)
+    notes = (rule(results), *NOTES, sources_note(reported))
+    return Table(7, SLUG, title, COLUMNS, tuple(lines), notes, sources)
 
 
 def counted_bytes(variant: str) -> float:
@@ -137,8 +138,10 @@ def counted_bytes(variant: str) -> float:
 
 
 def _files(results: Path) -> dict[str, Cell]:
-    """Return target -> size of the files that the converter wrote, in GB."""
+    """Return target -> size of the files that the converter wrote, in GB; none without rows."""
     path = results / "convert" / "convert.csv"
+    if not path.exists():
+        return {}
     try:
         frame = pd.read_csv(path)
         rows = list(zip(*(frame[n] for n in ("target", "weights", "size_bytes")), strict=True))

@@ -70,7 +70,7 @@ def build(results: Path) -> Table:
     """Build the table from bench/gemm.csv and the papers' figures."""
     frame = read_table(results / "bench" / "gemm.csv", GEMM)
     rows = {gpu: _runs(frame.to_dict("records"), gpu) for gpu in (bench.H200, bench.RTX3090)}
-    reported = load_reported(results, SLUG)
+    reported = load_reported(SLUG)
     gate = _gate(results, rows[bench.H200], "not measured")
     other_gate = _gate(results, rows[bench.RTX3090], "needs a card of sm_86")
     lines = [

@@ -15,7 +15,7 @@ import pandas as pd
 from eval.reproduce.table import Cell, empty
 from quant.errors import UserError
 
-FOLDER = "paper"
+FOLDER = Path(__file__).resolve().parents[2] / "results" / "paper"
 UNREPORTED = "not reported"
 
 
@@ -39,14 +39,14 @@ class Reported:
 COLUMNS = tuple(field.name for field in fields(Reported))
 
 
-def load_reported(results: Path, slug: str) -> tuple[Reported, ...]:
-    """Read the figures that belong to a table.
+def load_reported(slug: str, folder: Path = FOLDER) -> tuple[Reported, ...]:
+    """Read the figures that belong to a table: the papers', whosever rows stand beside them.
 
     Raises:
         UserError: no such file, other columns, a line of another table, without a source, with a
             number that is none, with half a range, or with nothing to show; a figure twice.
     """
-    path = results / FOLDER / f"{slug}.csv"
+    path = folder / f"{slug}.csv"
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:

@@ -74,7 +74,7 @@ def draw(
     words = draw_words(
         model, request.hardware, variants, scorers, n, (*swept, *extra, *request.overrides)
     )
-    words += () if request.results == "results" else (f"results={request.results}",)
+    words += () if request.results == Request.results else (f"results={request.results}",)
     size = _number(shared, "size", SIZES[model])
     parts, sources = [], set()
     for name in dict.fromkeys((*variants, reference)):

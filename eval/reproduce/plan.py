@@ -108,13 +108,13 @@ def _unseen(request: Request, steps: Sequence[Step]) -> list[str]:
     mini = request.model == "mini"
     if (request.model, request.machine.device) == ("mini", "cpu"):
         found.append(
-            "a place in the tables, whose mini columns are made of rows from a GPU; scores from a "
-            "CPU are printed, and kept in the ledger"
+            "a place in the tables where the ledger has rows from a GPU, of which their mini "
+            "columns are made then; scores from a CPU are printed, and kept in the ledger"
         )
     elif mini and request.n is not None and request.n < CAPTIONS["mini"]:
         found.append(
-            f"a place in the tables, whose mini columns are made of {CAPTIONS['mini']} captions; "
-            f"scores of {request.n} are printed, and kept in the ledger"
+            f"a place in the tables where the ledger has runs of more captions than {request.n}, "
+            "of which their mini columns are made then; scores are printed, and kept in the ledger"
         )
     for word in request.overrides:
         if not drawn:
@@ -211,7 +211,7 @@ def _deployment(request: Request) -> list[Step]:
             f"got {_memory(request)}; without one it stands on the committed rows: "
             "python scripts/reproduce.py --table 8"
         )
-    draw = ("scripts/deployment_map.py", *_results(request))
+    draw = ("scripts/deployment_map.py", "--results", request.results)
     draw += ("--gpu", request.machine.gpu) if request.machine.gpu else ()
     return [
         *_gemm(request),
@@ -266,4 +266,4 @@ def _memory(request: Request) -> str:
 
 def _results(request: Request) -> tuple[str, ...]:
     """Name the results folder to a script that has the option, if it is not the default."""
-    return () if request.results == "results" else ("--results", request.results)
+    return () if request.results == Request.results else ("--results", request.results)

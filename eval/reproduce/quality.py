@@ -14,12 +14,13 @@ from eval.reproduce.runs import (
     PAPERS_REFERENCE,
     PLACES,
     REAL,
-    RULE,
     VARIANTS,
     Place,
     Run,
     choose_runs,
     lacking_cell,
+    place_in,
+    rule,
 )
 from eval.reproduce.table import (
     MEASURED,
@@ -53,19 +54,18 @@ COLUMNS = (
     Column("mean", REPORTED, PAPERS),
     Column("Δ to fp8", REPORTED, PAPERS, spec="+.3g"),
 )
-NOTES = (
-    RULE,
+NOTE = (
     "Brackets are 95 % intervals over captions by BCa; Δ is paired by caption and noise. A verdict "
     "needs a margin of conf/margins.yaml. On which scale the papers print their scores is not "
     "known to us; compare signs and intervals, not sizes. They report INT8 against NF4 as well: "
-    "CLIPScore {}.",
+    "CLIPScore {}."
 )
 
 
 def build(results: Path) -> Table:
     """Build the table from the ledger and the papers' figures."""
-    reported = load_reported(results, SLUG)
-    runs = {place: choose_runs(results, place, SCORERS) for place in PLACES}
+    reported = load_reported(SLUG)
+    runs = {place: choose_runs(results, place_in(results, place), SCORERS) for place in PLACES}
     judged = {place: _judge(own) for place, own in runs.items()}
     lines = []
     for name in SCORERS:
@@ -84,7 +84,7 @@ def build(results: Path) -> Table:
     sources = ("results/scores.csv", "results/runs", "results/paper/quality.csv")
     nf4 = reported_cell(reported, "int8", "clipscore_delta_to_nf4")
     said = f"{nf4.value:+.1f} [{nf4.low:+.2f}, {nf4.high:+.2f}], {nf4.note}"
-    notes = (NOTES[0], NOTES[1].format(said), sources_note(reported))
+    notes = (rule(results), NOTE.format(said), sources_note(reported))
     return Table(3, SLUG, title, COLUMNS, tuple(lines), notes, sources)
 
 

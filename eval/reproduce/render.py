@@ -50,6 +50,7 @@ def render_markdown(table: Table) -> str:
     parts = [f"# Table {table.number}: {title(table)}\n", *render_cells(table, heads, letters)]
     parts += [f"{note}\n" for note in table.notes]
     command = f"python scripts/reproduce.py --table {table.number}"
+    command += "" if table.results == "results" else f" results={table.results}"
     parts.append(f"Made by `{command}` from {_sources(table)}.\n")
     return "\n".join(parts)
 

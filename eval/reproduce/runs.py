@@ -6,6 +6,9 @@ and the sampler of the reference's run, and of these the newest by `started` in 
 reference itself is the run with the most pictures, then the newest; where only scores against it
 are in the ledger, any variant's run with the most pictures takes its part. Nothing is chosen by its
 scores.
+
+A ledger of one's own may have no row of a place. Then the place moves to where it has most rows:
+another prompt set or the other kind of device, see `place_in`.
 """
 
 import functools
@@ -35,6 +38,7 @@ VARIANTS = {
     "q4_k": "none",
 }
 INT8 = ("int8", "fused_int8")  # those that a recipe is for
+GPU, CPU = ("torch-cuda", "triton"), ("torch-cpu", "cpu-reference")  # backends of a kind of device
 PAPERS_REFERENCE = "fp8"  # the highest-precision checkpoint that was published
 
 
@@ -67,7 +71,7 @@ class Place:
     guidance: float
     unpublished: tuple[str, ...] = ()
     oversized: tuple[str, ...] = ()
-    backends: tuple[str, ...] = ("torch-cuda", "triton")
+    backends: tuple[str, ...] = GPU
 
     def command(self, table: int) -> str:
         """Return the command that executes what a table needs of this place."""
@@ -108,10 +112,6 @@ REAL = Place(
     oversized=("int8",),
 )
 PLACES = (MINI, REAL)
-RULE = (
-    f"Rows of the ledger: {MINI.rule}; {REAL.rule}. Of several runs of a variant the newest that "
-    "has the pictures and the sampler of the reference's."
-)
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,39 @@ def lacking_cell(place: Place, variant: str, table: int, reason: str = "") -> Ce
         larger = replace(place, hardware="cuda")
         return empty(f"{place.lacking} and a card of more than 24 GB", larger.command(table))
     return empty(reason or place.lacking, place.command(table))
+
+
+def rule(results: Path) -> str:
+    """Say which rows of a ledger the tables are made of."""
+    mini, real = (place_in(results, place).rule for place in PLACES)
+    return (
+        f"Rows of the ledger: {mini}; {real}. Of several runs of a variant the newest that "
+        "has the pictures and the sampler of the reference's."
+    )
+
+
+def place_in(results: Path, place: Place) -> Place:
+    """Return the place itself if the ledger has rows of it, else where its rows are instead.
+
+    Those are of the same model, arithmetic, engine and sampler. Of prompt sets (raw captions
+    included) and kinds of device the pair with the most pictures counts, of equals the last by
+    name; a ledger without any leaves the place as it is.
+    """
+    rows = read_scores(results)
+    for column in ("model", "dtype", "engine"):
+        rows = rows[rows[column] == getattr(place, column)]
+    sets = rows["prompt_set"].str.removesuffix(RAW)
+    if ((sets == place.prompt_set) & rows["backend"].isin(place.backends)).any():
+        return place
+    found = []
+    for backends in (GPU, CPU):
+        for prompt_set in set(sets):
+            own = rows[(sets == prompt_set) & rows["backend"].isin(backends)]
+            runs = [_run(results, str(name), run) for name, run in own.groupby("run_id")]
+            count = sum(len(run.pictures) for run in runs if place.draws(run.sampler))
+            found += [(count, prompt_set, backends)] if count else []
+    _, prompt_set, backends = max(found, default=(0, place.prompt_set, place.backends))
+    return replace(place, prompt_set=prompt_set, backends=backends)
 
 
 def read_scores(results: Path) -> pd.DataFrame:

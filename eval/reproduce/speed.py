@@ -7,7 +7,7 @@ import pandas as pd
 
 from eval.reproduce import bench
 from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.runs import REAL, VARIANTS, Run, choose_runs, lacking_cell
+from eval.reproduce.runs import REAL, VARIANTS, Run, choose_runs, lacking_cell, place_in
 from eval.reproduce.table import (
     MEASURED,
     REPORTED,
@@ -61,10 +61,10 @@ NOTES = (
 
 def build(results: Path) -> Table:
     """Build the table from bench/model.csv, the ledger's seconds and the papers' figures."""
-    rows, reported = bench.read_bench(results), load_reported(results, SLUG)
+    rows, reported = bench.read_bench(results), load_reported(SLUG)
     lines = []
     for size in SIZES:
-        real = choose_runs(results, REAL.at(size), ("seconds",))
+        real = choose_runs(results, place_in(results, REAL.at(size)), ("seconds",))
         for variant, engine in bench.PATHS:
             is_real = engine == REAL.engine
             papers = variant if is_real else ""

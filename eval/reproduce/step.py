@@ -91,6 +91,7 @@ class Request:
         table: 1 to 9.
         hardware: name of a file in conf/hardware.
         n: captions.
+        results: folder of the rows; its default is that of the commands, too.
         overrides: further key=value words for scripts/evaluate.py.
     """
 
@@ -99,7 +100,7 @@ class Request:
     hardware: str
     machine: Machine
     n: int | None = None
-    results: str = "results"
+    results: str = "outputs/results"
     overrides: tuple[str, ...] = ()
 
 

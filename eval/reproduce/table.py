@@ -103,7 +103,8 @@ class Table:
         slug: short name, part of the file's.
         title: one line without a full stop.
         notes: sentences below the table.
-        sources: the files of committed rows that it was made of, from the repository's root.
+        sources: the files that it was made of, from the repository's root.
+        results: folder of the rows among them.
     """
 
     number: int
@@ -113,6 +114,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...]
     sources: tuple[str, ...]
+    results: str = "results"
 
     def __post_init__(self) -> None:
         for row in self.rows:

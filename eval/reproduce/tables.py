@@ -1,9 +1,12 @@
 """The nine tables, and writing them: <results>/tables/table<number>_<slug>.md, .tex and .csv.
 
-From committed rows only, without a GPU or a network; the same rows give the same bytes.
+From rows that are there, without a GPU or a network; the same rows give the same bytes. The
+papers' figures are the committed ones, whosever rows stand beside them.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from eval.reproduce import (
@@ -17,6 +20,7 @@ from eval.reproduce import (
     speed,
     text,
 )
+from eval.reproduce.paper import FOLDER as PAPERS
 from eval.reproduce.render import render_csv, render_latex, render_markdown
 from eval.reproduce.table import Table
 from quant.atomic import write_atomically
@@ -51,8 +55,19 @@ def build_tables(results: Path, numbers: Iterable[int] = tuple(BUILDERS)) -> lis
         if number not in BUILDERS:
             known = ", ".join(map(str, BUILDERS))
             raise UserError(f"table must be one of {known}, got {number}; correct it")
-        tables.append(BUILDERS[number](results))
+        tables.append(_placed(BUILDERS[number](results), results))
     return tables
+
+
+def _placed(table: Table, results: Path) -> Table:
+    """Name the folder that the rows came from in the table's sources."""
+    root = PAPERS.parents[1]
+    name = str(results.relative_to(root) if results.is_relative_to(root) else results)
+    sources = (
+        source if source.startswith("results/paper/") else re.sub("^results/", f"{name}/", source)
+        for source in table.sources
+    )
+    return replace(table, sources=tuple(sources), results=name)
 
 
 def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:

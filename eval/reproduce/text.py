@@ -10,16 +10,18 @@ from eval.prompts import load_prompts
 from eval.records import SampleKey
 from eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
 from eval.reproduce.runs import (
+    CPU,
     MINI,
     PAPERS_REFERENCE,
     PLACES,
     REAL,
-    RULE,
     VARIANTS,
     Place,
     Run,
     choose_runs,
     lacking_cell,
+    place_in,
+    rule,
 )
 from eval.reproduce.runs import RAW as RAW_SUFFIX
 from eval.reproduce.table import (
@@ -42,7 +44,6 @@ SCORERS = ("ocr_exact", "ocr_ned")
 LABELS = {"ocr_exact": "exact", "ocr_ned": "NED"}
 JSON, RAW, CHANGE, UNKNOWN = "JSON", "raw", "JSON − raw", "of version 1"
 ALL = "all"
-CPU = ("torch-cpu", "cpu-reference")
 PAPERS = "Ideogram 4, by the papers"
 REPORTED_AS = {JSON: "json", RAW: "raw", CHANGE: "change", UNKNOWN: "unknown"}
 COLUMNS = (
@@ -58,7 +59,6 @@ COLUMNS = (
     *(Column(LABELS[name], REPORTED, PAPERS, spec=".3f") for name in SCORERS),
 )
 NOTES = (
-    RULE,
     "Exact: share of a picture's texts that PP-OCRv6 reads exactly, higher is better. NED: edit "
     "distance over the longer length, lower is better. Δ is paired by caption and noise; brackets "
     "are 95 % intervals over captions, by BCa unless another method is named. Raw captions are "
@@ -74,10 +74,12 @@ Runs = Mapping[str, Run]
 
 def build(results: Path) -> Table:
     """Build the table from the ledger, the prompt sets and the papers' figures."""
-    reported = load_reported(results, SLUG)
-    runs = {(place, JSON): choose_runs(results, place, SCORERS) for place in PLACES}
+    reported = load_reported(SLUG)
+    runs: dict[tuple[Place, str], Runs] = {}
     for place in PLACES:
-        runs[place, CHANGE], runs[place, RAW] = _arms(results, place)
+        own = place_in(results, place)
+        runs[place, JSON] = choose_runs(results, own, SCORERS)
+        runs[place, CHANGE], runs[place, RAW] = _arms(results, own)
     lines = [
         _line(runs, reported, style, ALL, name, {})
         for style in (JSON, RAW, CHANGE)
@@ -102,7 +104,7 @@ def build(results: Path) -> Table:
         *("results/scores.csv", "results/runs", f"prompts/{REAL.prompt_set}.jsonl"),
         "results/paper/text.csv",
     )
-    notes = (*NOTES, sources_note(reported))
+    notes = (rule(results), *NOTES, sources_note(reported))
     return Table(4, SLUG, title, COLUMNS, tuple(lines), notes, sources)
 
 

@@ -15,6 +15,7 @@ from eval.ledger import SCORES, read_table
 from eval.reproduce.step import Machine, Need, Part, Step
 from quant.errors import UserError
 from scripts import table_request, table_runs
+from scripts.cli import compose
 from scripts.table_request import peaks_path, read_words, this_machine
 from scripts.table_runs import carry_out, check_disk, missing, run_step, run_table, there
 
@@ -48,7 +49,9 @@ def test_the_plan_is_printed_then_run_then_the_tables_are_rebuilt(capsys):
         "scripts/reproduce.py",
     ]
     assert all(command[0] == sys.executable for command in log.commands)
-    assert "n=3" in log.commands[0] and "--results" not in log.commands[1]
+    assert "n=3" in log.commands[0]
+    assert not any("results" in word for word in log.commands[0][2:])  # both defaults are one
+    assert log.commands[1][2:] == [f"results={compose('evaluate', []).results}"]
     printed = capsys.readouterr().out
     assert printed.startswith("Table 5, model=mini hardware=cpu\n1. python scripts/evaluate.py -m ")
     assert printed.index("in all: ") < printed.index("[1/2] python scripts/evaluate.py")
@@ -56,17 +59,13 @@ def test_the_plan_is_printed_then_run_then_the_tables_are_rebuilt(capsys):
     json.dumps(document)
 
 
-def test_another_results_folder_is_what_the_tables_are_made_from(tmp_path, capsys):
+def test_another_results_folder_is_what_the_tables_are_made_from(tmp_path):
     words = [*SMALL, f"results={tmp_path}", "steps=2"]
     log = Log()
     run_table(words, log)
-    (command,) = log.commands  # tables need the committed rows beside the new ones
-    assert f"results={tmp_path}" in command and "steps=2" in command
-    assert f"no table is made of {tmp_path}, which lacks the committed" in capsys.readouterr().out
-    for name in ("bench", "paper"):
-        (tmp_path / name).mkdir()
-    run_table(words, log)
-    assert log.commands[-1][-3:] == ["scripts/reproduce.py", "--results", str(tmp_path)]
+    drawn, made = log.commands
+    assert f"results={tmp_path}" in drawn and "steps=2" in drawn
+    assert made[1:] == ["scripts/reproduce.py", f"results={tmp_path}"]
 
 
 def test_a_plan_alone_runs_nothing_and_says_what_is_missing(capsys):

@@ -58,7 +58,7 @@ class Ledger:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    for name in ("bench", "convert", "paper"):
+    for name in ("bench", "convert"):
         (tmp_path / name).symlink_to(ROOT / "results" / name)
     return Ledger(tmp_path)
 

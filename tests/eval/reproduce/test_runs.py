@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from eval.reproduce.runs import MINI, REAL, choose_recipes, choose_runs
+from eval.reproduce.runs import CPU, GPU, MINI, REAL, choose_recipes, choose_runs, place_in
 from quant.errors import UserError
 
 OCR = ("ocr_exact",)
@@ -120,3 +120,25 @@ def test_the_command_of_an_empty_cell_names_table_model_and_hardware():
         "python scripts/reproduce.py --run table=3 model=ideogram4 hardware=cuda_24gb"
     )
     assert "model mini, prompts mini_hard, 256 px, sampler default_20 with 20 steps" in MINI.rule
+
+
+def test_a_place_stays_where_the_ledger_has_a_row_of_it(two):
+    for index in range(3):
+        two.add(str(index) * 12, "int8", VALUES, backend="torch-cpu", prompt_set="mini_easy")
+    assert place_in(two.results, MINI) is MINI
+    assert place_in(two.results, REAL) == REAL  # no row of that model: nowhere else to look
+
+
+def test_a_place_without_rows_moves_to_the_most_pictures_under_its_sampler(ledger):
+    assert place_in(ledger.results, MINI) == MINI
+    ledger.add("a" * 12, "bf16", VALUES, backend="torch-cpu", prompt_set="mini_easy")
+    moved = place_in(ledger.results, MINI)
+    assert (moved.prompt_set, moved.backends) == ("mini_easy", CPU)
+    assert "prompts mini_easy, 256 px" in moved.rule and "torch-cpu or cpu-ref" in moved.rule
+    ledger.add("b" * 12, "bf16", {"ocr_exact": [1] * 5}, prompt_set="mini_medium-raw")
+    moved = place_in(ledger.results, MINI)
+    assert (moved.prompt_set, moved.backends) == ("mini_medium", GPU)
+    other = {"sampler": {"name": "turbo_12", "steps": 12, "guidance": 3.0, "size_px": 256}}
+    ledger.add("c" * 12, "bf16", {"ocr_exact": [1] * 9}, prompt_set="mini_easy", **other)
+    assert place_in(ledger.results, MINI) == moved
+    assert chosen(ledger, place=moved, is_raw=True) == {"bf16": "b" * 12}
