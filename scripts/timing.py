@@ -108,7 +108,8 @@ def cuda_sampler(
         rest_ms, counted_ms: of a graph sample: replayed without counting, counted.
 
     Returns:
-        a function that takes one sample and returns ms per call.
+        a function that takes one sample and returns ms per call; it keeps the calls, and so their
+        operands, alive.
 
     Raises:
         whatever the calls or their capture raise.
@@ -126,6 +127,9 @@ def cuda_sampler(
     if not graph:
         return lambda: _event_ms(lambda: run(passes)) / count
     captured = torch.cuda.CUDAGraph()
+    # A graph holds addresses, not tensors, and the next capture gives freed memory back to the
+    # driver: what the calls read must live as long as the graph.
+    captured.reads = tuple(calls)
     with torch.cuda.graph(captured):
         run(passes)
     captured.replay()

@@ -1,9 +1,18 @@
 import contextlib
+import gc
 import os
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from eval.gemm_rows import PATHS
+from scripts.gemm_grid import Machine, measure_linear
+from scripts.gemm_paths import OWN
 from scripts.timing import (
     MOST_CALLS,
     Percentiles,
@@ -80,17 +89,41 @@ def test_a_sample_lasts_long_enough(pass_ms, calls, passes):
     assert passes_for(pass_ms, calls) == passes
 
 
+class Reads(TorchDispatchMode):
+    """Note weakly which memory operations read that was there before the `with` block."""
+
+    def __init__(self):
+        super().__init__()
+        self.refs, self.made = {}, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def storages(tree):
+            tensors = (x for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+            return [tensor.untyped_storage() for tensor in tensors]
+
+        for storage in storages((args, kwargs)):
+            if storage._cdata not in self.made:
+                self.refs.setdefault(storage._cdata, StorageWeakRef(storage))
+        out = func(*args, **(kwargs or {}))
+        self.made |= {storage._cdata for storage in storages(out)} - self.refs.keys()
+        return out
+
+
 class PretendCuda:
-    """A device on which a call takes `ms` and a graph replays the calls that were captured."""
+    """A device on which a call takes `ms` and a graph replays the calls that were captured.
+
+    A replay after memory that it reads was freed is an error; `replayed` counts what each reads.
+    """
 
     def __init__(self, ms):
-        self.ms, self.clock, self.made = ms, 0.0, []
+        self.ms, self.clock, self.made, self.replayed = ms, 0.0, [], []
         self.capturing = False
 
-    def call(self, name):
+    def call(self, name, work=lambda: None):
         def made():
             self.made.append((name, self.capturing))
             self.clock += 0 if self.capturing else self.ms
+            return work()
 
         return made
 
@@ -112,12 +145,16 @@ class PretendCuda:
 
         class Graph:
             def replay(self):
+                freed = [ref for ref in self.memory.refs.values() if ref.expired()]
+                assert not freed, f"illegal memory access: {len(freed)} operands were freed"
+                device.replayed.append(len(self.memory.refs))
                 device.clock += 0.5 * device.ms * self.calls  # no host in between
 
         @contextlib.contextmanager
         def graph(captured):
             before, device.capturing = len(device.made), True
-            yield
+            with Reads() as captured.memory:
+                yield
             captured.calls, device.capturing = len(device.made) - before, False
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -140,6 +177,45 @@ def test_a_sample_is_the_mean_of_a_call(monkeypatch):
     assert graph() == pytest.approx(0.125)
     assert device.made == []
     assert device.clock - before == 45  # 15 ms that do not count, then 30
+
+
+def test_operands_live_as_long_as_the_graph_that_reads_them(monkeypatch):
+    device = PretendCuda(ms=0.25)
+    device.patch(monkeypatch)
+
+    def make():
+        x, w = torch.ones(2, 3), torch.ones(4, 3)
+        sample = cuda_sampler([device.call("a", lambda: x @ w.t())], graph=True)
+        return sample, [weakref.ref(x), weakref.ref(w)]
+
+    sample, operands = make()
+    gc.collect()
+    assert all(ref() is not None for ref in operands)
+    assert sample() == pytest.approx(0.125) and set(device.replayed) == {2}
+    del sample
+    gc.collect()
+    assert all(ref() is None for ref in operands)  # and no longer
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.name)
+def test_all_that_a_path_reads_outlives_its_preparation(path, monkeypatch):
+    """Also what a path makes for itself, as FP8 its codes; eager samples would keep the calls."""
+    device = PretendCuda(ms=0.25)
+    device.patch(monkeypatch)
+
+    def build(operands):
+        return {what: device.call(what, call) for what, call in path.build(operands).items()}
+
+    machine = Machine(
+        torch.device("cpu"), "NVIDIA Pretend 1", 10**4, lambda: 10**9, float, 1.0, cuda_sampler
+    )
+    missed, modes = [], ("gemm_graph", "quant_gemm_graph")
+    measured = replace(path, build=build)
+    samples = measure_linear(
+        machine, [measured], modes, (17, 48, 64), 2, lambda *note: missed.append(note), "tiny"
+    )
+    assert not missed and len(samples) == len(PATHS[path.name])
+    assert min(device.replayed) >= 2  # of at least the activation and the weight
 
 
 @pytest.mark.gpu
