@@ -26,20 +26,39 @@ import time
 import pandas as pd
 
 from eval.provenance import git_state, hardware, versions
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import ROOT, compose, from_root, one_sentence, terse
+
+TARGETS = ("smoothquant", "published", "q8_0")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("source", help="folder that scripts/make_synthetic.py wrote")
+    made.add_argument("--stats", required=True, help="activation statistics of the source")
+    made.add_argument("--targets", nargs="+", default=TARGETS)
+    made.add_argument("--results", default="outputs/results")
+    made.add_argument("--one", help="convert to this target only, in this process")
+    made.add_argument("--out", help="with --one: the checkpoint's folder")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 from models.architectures import architecture_of
 from models.ideogram4 import BRANCHES
 from quant.act_stats import load_stats
-from quant.atomic import write_atomically
 from quant.checkpoint import Origin, save_checkpoint
-from quant.errors import UserError
 from quant.formats.table import FORMATS
 from quant.open_source import open_sources
 from quant.recipe import resolve_recipe
-from scripts.cli import ROOT, compose, from_root, one_sentence, terse
 from scripts.conversion import make_recipe
 from scripts.stages import peak_rss_bytes
 
-TARGETS = ("smoothquant", "published", "q8_0")
 TABLE = "convert/convert.csv"
 FULL_BLOCKS, FULL_WEIGHTS = 34, 18_558_576_896  # both branches of the real model
 COPY_BYTES = 64 << 20  # pieces of the plain copy
@@ -166,16 +185,7 @@ def render(frame: pd.DataFrame) -> str:
 
 def main() -> None:
     with one_sentence("bench_convert"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("source", help="folder that scripts/make_synthetic.py wrote")
-        parser.add_argument("--stats", required=True, help="activation statistics of the source")
-        parser.add_argument("--targets", nargs="+", default=TARGETS)
-        parser.add_argument("--results", default="outputs/results")
-        parser.add_argument("--one", help="convert to this target only, in this process")
-        parser.add_argument("--out", help="with --one: the checkpoint's folder")
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         if arguments.one is not None:
             out = Path(arguments.out)
             stats = from_root(arguments.stats)

@@ -29,8 +29,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from eval.gemm_rows import (
     ANCHORS,
     GEMM,
@@ -46,16 +44,41 @@ from eval.ledger import upsert
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
+from scripts.run_identity import identify
+from scripts.speed_tables import gemm_table
+
+ROUNDS = 20
+SECONDS = 480.0  # then no other linear is begun
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--shapes", nargs="+", default=list(SHAPES), help=", ".join(SHAPES))
+    made.add_argument("--m", nargs="+", type=int, default=list(ROWS_M), help="rows of x")
+    made.add_argument("--paths", nargs="+", default=list(PATHS), help=", ".join(PATHS))
+    made.add_argument("--modes", nargs="+", default=list(MODES), help=", ".join(MODES))
+    made.add_argument("--rounds", type=int, default=ROUNDS, help="samples of each")
+    made.add_argument("--seconds", type=float, default=SECONDS, help="begin no linear later")
+    made.add_argument("--device", default="cuda")
+    made.add_argument("--expected-tflops", type=float, help="bf16 rate of a healthy card")
+    made.add_argument("--sgl-library", help="sgl-kernel's; or set DIT8_SGL_LIBRARY")
+    made.add_argument("--results", default="outputs/results")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import torch
+
 from scripts.gemm_grid import EVERYWHERE, Machine, NotMeasured, attempt, measure_linear
 from scripts.gemm_paths import OWN, GemmPath
 from scripts.gemm_peers import PEERS, SGL_LIBRARY
 from scripts.health import check_health, cuda_bf16_tflops, expected_tflops
-from scripts.run_identity import identify
-from scripts.speed_tables import gemm_table
 from scripts.timing import cuda_sampler
-
-ROUNDS = 20
-SECONDS = 480.0  # then no other linear is begun
 
 
 @dataclass(frozen=True)
@@ -244,24 +267,6 @@ def bench(machine: Machine, plan: Plan, results: Path, say: Callable = print) ->
     for line in missing.lines():
         say(line)
     return document | {"table": terse(table), "record": terse(kept)}
-
-
-def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--shapes", nargs="+", default=list(SHAPES), help=", ".join(SHAPES))
-    made.add_argument("--m", nargs="+", type=int, default=list(ROWS_M), help="rows of x")
-    made.add_argument("--paths", nargs="+", default=list(PATHS), help=", ".join(PATHS))
-    made.add_argument("--modes", nargs="+", default=list(MODES), help=", ".join(MODES))
-    made.add_argument("--rounds", type=int, default=ROUNDS, help="samples of each")
-    made.add_argument("--seconds", type=float, default=SECONDS, help="begin no linear later")
-    made.add_argument("--device", default="cuda")
-    made.add_argument("--expected-tflops", type=float, help="bf16 rate of a healthy card")
-    made.add_argument("--sgl-library", help=f"sgl-kernel's library; or set {SGL_LIBRARY}")
-    made.add_argument("--results", default="outputs/results")
-    return made
 
 
 def main() -> None:

@@ -30,25 +30,51 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from eval.ledger import upsert
-from models.pipeline import resolve_device
 from quant.atomic import write_atomically
 from quant.errors import UserError
+from scripts.cli import from_root, one_sentence, terse
+from scripts.run_identity import identify
+
+# 97 GB of weights: the bf16 ones share theirs
+DEFAULT = ("stock", "compiled", "bf16", "fp8", "fused_int8", "rotated")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--variants", nargs="+", default=DEFAULT, help="see scripts/model_paths.py")
+    made.add_argument("--resolutions", nargs="+", type=int, help="px of a side")
+    made.add_argument("--images", type=int, help="rounds: images of each path")
+    made.add_argument("--steps", type=int, help="of an image; image_s needs 48")
+    made.add_argument("--text-tokens", type=int)
+    made.add_argument("--layers", type=int, help="blocks a branch")
+    made.add_argument("--seconds", type=float, default=540.0, help="begin no round later")
+    made.add_argument("--tiny", action="store_true", help="a toy's widths: a rehearsal")
+    made.add_argument("--check", action="store_true", help="compare with fp32, time nothing")
+    made.add_argument("--cap-gb", type=float, help="draw under a cap of decimal GB instead")
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument("--expected-tflops", type=float, help="bf16 rate of a healthy card")
+    made.add_argument("--results", help="default: outputs/results, or outputs/tiny with --tiny")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import torch
+
+from models.pipeline import resolve_device
 from scripts.capped_generation import Gauge, generate_capped, used_bytes
 from scripts.check_model import check_model
-from scripts.cli import from_root, one_sentence, terse
 from scripts.model_paths import PATHS
 from scripts.model_rows import MODEL, bytes_row
 from scripts.model_run import Machine, Plan, Run, measure, open_machine, open_paths
 from scripts.model_speed_table import model_table
-from scripts.run_identity import identify
 
 RESOLUTIONS = (1024,)
 PACKAGES = ("torch", "triton", "diffusers")
-# 97 GB of weights: the bf16 ones share theirs
-DEFAULT = ("stock", "compiled", "bf16", "fp8", "fused_int8", "rotated")
 TINY = {"layers": 2, "text_tokens": 5, "resolutions": (64,), "steps": 4, "images": 2}
 
 
@@ -144,25 +170,7 @@ def check(device: torch.device, plan: Plan, results: FilePath) -> dict[str, Any]
 
 def main() -> None:
     with one_sentence("bench_model"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--variants", nargs="+", default=DEFAULT, help=", ".join(PATHS))
-        parser.add_argument("--resolutions", nargs="+", type=int, help="px of a side")
-        parser.add_argument("--images", type=int, help="rounds: images of each path")
-        parser.add_argument("--steps", type=int, help="of an image; image_s needs 48")
-        parser.add_argument("--text-tokens", type=int)
-        parser.add_argument("--layers", type=int, help="blocks a branch")
-        parser.add_argument("--seconds", type=float, default=540.0, help="begin no round later")
-        parser.add_argument("--tiny", action="store_true", help="a toy's widths: a rehearsal")
-        parser.add_argument("--check", action="store_true", help="compare with fp32, time nothing")
-        parser.add_argument("--cap-gb", type=float, help="draw under a cap of decimal GB instead")
-        parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        parser.add_argument("--expected-tflops", type=float, help="bf16 rate of a healthy card")
-        parser.add_argument(
-            "--results", help="default: outputs/results, or outputs/tiny with --tiny"
-        )
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         device, plan = resolve_device(arguments.device), make_plan(arguments)
         results = from_root(
             arguments.results or f"outputs/{'tiny' if arguments.tiny else 'results'}"

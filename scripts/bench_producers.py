@@ -21,18 +21,34 @@ import argparse
 import datetime
 import json
 
-import torch
-
 from eval.ledger import Layout, upsert
 from eval.provenance import describe
 from quant.errors import UserError
 from scripts.cli import ROOT, from_root, one_sentence
-from scripts.producer_cases import FAMILIES, Case
 from scripts.run_identity import make_run_id
-from scripts.timing import copies_for, cuda_sampler, interleave, percentiles
 
 ROWS_M = (4096, 4396)  # 1024^2: unconditional, and conditional with 300 text tokens
 ROUNDS = 15
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--kernels", nargs="*", default=[], help="names; all where none is given")
+    made.add_argument("--m", nargs="+", type=int, default=list(ROWS_M), help="row counts")
+    made.add_argument("--sweep", action="store_true", help="time every spread of a row")
+    made.add_argument("--rounds", type=int, default=ROUNDS, help="samples of each")
+    made.add_argument("--out", help="CSV that the rows are added to")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import torch
+
+from scripts.producer_cases import FAMILIES, Case
+from scripts.timing import copies_for, cuda_sampler, interleave, percentiles
+
 LAYOUT = Layout(
     key=("run_id", "gpu", "kernel", "m", "k", "variant"),
     values=("p20_ms", "p50_ms", "p80_ms", "gb_per_s", "versions", "commit"),
@@ -90,13 +106,7 @@ def choose_cases(kernels: list[str]) -> list[Case]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernels", nargs="*", default=[], help="names; all where none is given")
-    parser.add_argument("--m", nargs="+", type=int, default=list(ROWS_M), help="row counts")
-    parser.add_argument("--sweep", action="store_true", help="time every spread of a row")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="samples of each")
-    parser.add_argument("--out", help="CSV that the rows are added to")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     cases = choose_cases(arguments.kernels)
     gpu, found = torch.cuda.get_device_name(), describe(ROOT)
     commit = (found["git"]["commit"] or "unknown")[:12]

@@ -16,7 +16,11 @@ import json
 import time
 
 from conf.schema import CalibrateConfig
-from scripts.cli import hydra_main, terse
+from scripts.cli import hydra_main, parse_first, terse
+
+if __name__ == "__main__":
+    parse_first("calibrate", __doc__)  # help and mistakes end here: what follows takes seconds
+
 from scripts.stages import calibrate_model, open_model, peak_rss_bytes
 
 

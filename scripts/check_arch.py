@@ -30,13 +30,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
-import triton
 
 from kernels.shipped import MEASURED
 from quant.atomic import write_atomically
 from quant.errors import UserError
-from scripts.arch_kernels import KERNELS, list_cases, measure
 from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--sm", type=int, nargs="+", choices=MEASURED)
+    made.add_argument("--kernel", nargs="+", help="of scripts/arch_kernels.py")
+    made.add_argument("--quick", action="store_true")
+    made.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    made.add_argument("--out", default="outputs/results/bench/arch.csv")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import triton
+
+from scripts.arch_kernels import KERNELS, list_cases, measure
 
 LINE = ["kernel", "variant", "config"]  # what one line of the table is about
 QUICK_SM = (80, 86, 89)  # in turn
@@ -142,6 +160,11 @@ def merge(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
 
 def check(arguments: argparse.Namespace) -> dict:
     """Measure, print the table and the failures, write the rows."""
+    unknown = sorted(set(arguments.kernel or ()) - set(KERNELS))
+    if unknown:
+        raise UserError(
+            f"--kernel must be among {', '.join(KERNELS)}, got {', '.join(unknown)}; correct it"
+        )
     start = time.monotonic()
     tasks = select(arguments.sm or MEASURED, arguments.kernel or KERNELS, arguments.quick)
     rows = measure_all(tasks, arguments.jobs)
@@ -170,15 +193,7 @@ def check(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("check_arch"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--sm", type=int, nargs="+", choices=MEASURED)
-        parser.add_argument("--kernel", nargs="+", choices=tuple(KERNELS))
-        parser.add_argument("--quick", action="store_true")
-        parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-        parser.add_argument("--out", default="outputs/results/bench/arch.csv")
-        document = check(parser.parse_args())
+        document = check(parser().parse_args())
         print(json.dumps(document))
         sys.exit(1 if document["broken"] else 0)
 

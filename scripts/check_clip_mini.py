@@ -25,19 +25,36 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from eval.clip_models import LOCAL_DIR
-from eval.poster_ranking import rank_posters
 from eval.prompts import first_prompts, load_prompts
 from eval.records import Prompt, Sample
+from quant.atomic import write_atomically
+from scripts.cli import from_root, one_sentence, terse
+
+SETS = ("mini_easy", "mini_medium", "mini_hard")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    made.add_argument("--n", type=int, help="of the first prompts of each set; default: all")
+    made.add_argument("--folder", help="of the model; default: models/clip_mini")
+    made.add_argument("--results", default="outputs/results")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+from eval.clip_models import LOCAL_DIR
+from eval.poster_ranking import rank_posters
 from eval.scorers.clipscore import CLIP_MINI, SCORERS
 from eval.text_image import TextImageScorer
 from models.poster_variants import PERTURBATIONS
 from models.posters import Poster, make_poster
-from quant.atomic import write_atomically
-from scripts.cli import from_root, one_sentence, terse
 from scripts.stages import prompt_file
 
-SETS = ("mini_easy", "mini_medium", "mini_hard")
 LEAST = 0.9  # a kind is ranked when the lower end of its interval is at least this
 WRONG = {
     "word": "another word",
@@ -131,14 +148,7 @@ def check(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("check_clip_mini"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-        parser.add_argument("--n", type=int, help="of the first prompts of each set; default: all")
-        parser.add_argument("--folder", help="of the model; default: models/clip_mini")
-        parser.add_argument("--results", default="outputs/results")
-        print(json.dumps(check(parser.parse_args())))
+        print(json.dumps(check(parser().parse_args())))
 
 
 if __name__ == "__main__":

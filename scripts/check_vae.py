@@ -18,23 +18,39 @@ import json
 
 import numpy as np
 import pandas as pd
-import torch
-from skimage.metrics import peak_signal_noise_ratio
 from tqdm import tqdm
 
 from eval.matching import exact_fraction
 from eval.prompts import first_prompts, load_prompts
 from eval.reading import read
 from eval.stats import wilson_interval
+from quant.atomic import write_atomically
+from scripts.cli import ROOT, compose, from_root, one_sentence
+
+SETS = ("mini_easy", "mini_medium", "mini_hard")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    made.add_argument("--n", type=int)
+    made.add_argument("--out", default="outputs/results/mini/vae.csv")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+
 from models.pipeline import load_pipeline, resolve_device
 from models.poster_drawing import draw_poster
 from models.posters import make_poster
 from models.training.vae import reconstruct
-from quant.atomic import write_atomically
-from scripts.cli import ROOT, compose, from_root, one_sentence
 from scripts.stages import prompt_file
-
-SETS = ("mini_easy", "mini_medium", "mini_hard")
 
 
 def check_set(vae, name: str, n: int | None) -> list[dict]:
@@ -72,13 +88,7 @@ def check_set(vae, name: str, n: int | None) -> list[dict]:
 
 def main() -> None:
     with one_sentence("check_vae"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-        parser.add_argument("--n", type=int)
-        parser.add_argument("--out", default="outputs/results/mini/vae.csv")
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         model = compose("calibrate", []).model
         folder = from_root(model.path)
         vae = load_pipeline(folder, "float32", "float32", resolve_device("cpu")).vae

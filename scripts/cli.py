@@ -69,6 +69,34 @@ def hydra_main(
     return decorate
 
 
+def parse_first(name: str, doc: str) -> None:
+    """Answer --help and refuse what does not compose; called before a script's slow imports.
+
+    A sweep composes its cells later, each on its own; Hydra's other flags are Hydra's.
+
+    Args:
+        name: as for `hydra_main`.
+        doc: the script's docstring.
+    """
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(f"{doc.strip()}\n\nGroups, chosen as group=option:")
+        for group in sorted(path for path in Path(CONF).iterdir() if path.is_dir()):
+            if options := sorted(path.stem for path in group.glob("*.yaml")):
+                print(f"  {group.name}: {', '.join(options)}")
+        print(f"\nKeys, changed as key=value (conf/schema.py says what each is):\n{_keys(name)}")
+        sys.exit()
+    if not any(word.startswith("-") for word in words):
+        with one_sentence(name):
+            check(compose(name, words), name)
+
+
+def _keys(name: str) -> str:
+    register()
+    with hydra.initialize_config_dir(CONF, version_base=None):
+        return OmegaConf.to_yaml(hydra.compose(name))
+
+
 def run_once(name: str, main: Callable[[Any], dict | bool | None]) -> bool:
     """Run a script on its one configuration; False if a part failed."""
     outcomes: list[dict | bool | None] = []
@@ -148,19 +176,24 @@ def compose(name: str, overrides: list[str]) -> Any:
 
 
 def to_object(config: DictConfig, script: str) -> Any:
-    """Turn a composed configuration into its dataclass.
+    """Turn a composed configuration into its dataclass, and `check` it."""
+    found = OmegaConf.to_object(config)
+    check(found, script)
+    return found
+
+
+def check(found: Any, script: str) -> None:
+    """Refuse values that no script could use.
 
     Raises:
         UserError: several devices for a script that would leave all but one idle.
     """
-    found = OmegaConf.to_object(config)
     devices = getattr(getattr(found, "hardware", None), "devices", 1)
     if devices != 1 and script not in USE_DEVICES:
         raise UserError(
             f"hardware.devices must be 1 for {script}, got {devices}; only scripts/evaluate.py "
             "draws with several"
         )
-    return found
 
 
 def variant_config(name: str) -> VariantConfig:

@@ -25,13 +25,34 @@ from eval.exact_match import delta_interval
 from eval.ledger import SCORES, read_table
 from eval.newest import newest_runs
 from eval.records import SampleKey
-from eval.scorers import get_scorer
-from eval.scoring import TIMINGS
 from eval.stats import mean_interval
-from eval.table import format_interval, values_by_key
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("variant")
+    made.add_argument("other")
+    made.add_argument("--model", default="mini")
+    made.add_argument("--prompts", default="mini_hard")
+    made.add_argument("--other-prompts", help="of the second variant; default: the same")
+    made.add_argument("--dtype", default="float32")
+    made.add_argument("--engine", default="stock")
+    made.add_argument("--backend", help="of both variants; default: whichever each has")
+    made.add_argument("--results", default="results")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+from eval.scorers import get_scorer
+from eval.scoring import TIMINGS
+from eval.table import format_interval, values_by_key
 
 
 def values_of(rows: pd.DataFrame, label: str, scorer: str) -> dict[SampleKey, float]:
@@ -108,19 +129,7 @@ def arms_of(arguments: argparse.Namespace, rows: pd.DataFrame) -> dict[str, pd.D
 
 def main() -> None:
     with one_sentence("compare"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("variant")
-        parser.add_argument("other")
-        parser.add_argument("--model", default="mini")
-        parser.add_argument("--prompts", default="mini_hard")
-        parser.add_argument("--other-prompts", help="of the second variant; default: the same")
-        parser.add_argument("--dtype", default="float32")
-        parser.add_argument("--engine", default="stock")
-        parser.add_argument("--backend", help="of both variants; default: whichever each has")
-        parser.add_argument("--results", default="results")
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         results = from_root(arguments.results)
         rows = newest_runs(read_table(results / "scores.csv", SCORES), results / "runs")
         arms = arms_of(arguments, rows)

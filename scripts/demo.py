@@ -18,26 +18,41 @@ import argparse
 import json
 import time
 
+from eval.stats import MIN_PROMPTS
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import compose, from_root, one_sentence, terse
+
+# At most six minutes where a picture takes 5 s in bf16, on 2 cores: 8 captions to calibrate on, a
+# third more than a picture each (statistics, nothing decoded), 55 s; 3 variants x 8 captions of 5
+# to 7.5 s, 180 s; imports, reading and scoring, 30 s. In all 265 s, nine minutes at half the speed.
+CAPTIONS = CALIBRATION = 8
+FOLDER = "outputs/demo"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("captions", nargs="?", default=str(CAPTIONS))
+    made.add_argument("folder", nargs="?", default=FOLDER)
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 from eval.grid import write_grid
 from eval.runs import read_run
 from eval.scoring import rows_of
-from eval.stats import MIN_PROMPTS
 from eval.table import render_markdown, summarize
-from quant.atomic import write_atomically
-from quant.errors import UserError
 from quant.formats.table import FORMATS
-from scripts.cli import compose, from_root, one_sentence, terse
 from scripts.conversion import quantize_model
 from scripts.evaluation import evaluate
 from scripts.stages import open_model
 
 VARIANTS = ("bf16", "int8", "fused_int8")
-# At most six minutes where a picture takes 5 s in bf16, on 2 cores: 8 captions to calibrate on, a
-# third more than a picture each (statistics, nothing decoded), 55 s; 3 variants x 8 captions of 5
-# to 7.5 s, 180 s; imports, reading and scoring, 30 s. In all 265 s, nine minutes at half the speed.
-CAPTIONS = CALIBRATION = 8
 COLUMNS = 6
-FOLDER = "outputs/demo"
 
 
 def demo(captions: int, folder: str = FOLDER, overrides: tuple[str, ...] = ()) -> dict:
@@ -68,12 +83,7 @@ def demo(captions: int, folder: str = FOLDER, overrides: tuple[str, ...] = ()) -
 
 def main() -> None:
     with one_sentence("demo"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("captions", nargs="?", default=str(CAPTIONS))
-        parser.add_argument("folder", nargs="?", default=FOLDER)
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         captions = arguments.captions
         if not captions.isdigit() or int(captions) < MIN_PROMPTS:
             raise UserError(

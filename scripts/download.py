@@ -20,11 +20,26 @@ import json
 
 from huggingface_hub import get_token
 
+from quant.errors import UserError
+from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("model", nargs="?", default="fp8")
+    made.add_argument("--to", default="checkpoints/models/ideogram4")
+    made.add_argument("--accept-licence", action="store_true")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 from models.download import check_folder, fetch
 from models.hub import Listing, list_repository, read_licence, resolve_repository
 from models.model_folder import inspect_folder
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
 
 RULE = "-" * 80
 ANSWER = "I agree"
@@ -79,13 +94,7 @@ def download(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("download"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("model", nargs="?", default="fp8")
-        parser.add_argument("--to", default="checkpoints/models/ideogram4")
-        parser.add_argument("--accept-licence", action="store_true")
-        print(json.dumps(download(parser.parse_args())))
+        print(json.dumps(download(parser().parse_args())))
 
 
 if __name__ == "__main__":

@@ -32,13 +32,17 @@ import traceback
 from collections.abc import Sequence
 
 from conf.schema import EvaluateConfig
+from quant.errors import UserError
+from scripts.cli import from_root, hydra_main, parse_first
+from scripts.sweep import CellRecord, is_sweep
+
+if __name__ == "__main__":
+    parse_first("evaluate", __doc__)  # help and mistakes end here: what follows takes seconds
+
 from eval.report.load import compared_with
 from eval.sweep_table import render_sweep
-from quant.errors import UserError
-from scripts.cli import from_root, hydra_main
 from scripts.evaluation import evaluate
 from scripts.report import report
-from scripts.sweep import CellRecord, is_sweep
 
 
 def finish(records: Sequence[CellRecord]) -> dict:

@@ -30,20 +30,24 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
-
 from conf.schema import FragilityConfig
 from eval.fragility import as_frame, csv_text, make_rows, render, verdict
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from quant.keys import content_key
+from scripts.cli import from_root, hydra_main, parse_first, terse
+
+if __name__ == "__main__":
+    parse_first("fragility", __doc__)  # help and mistakes end here: what follows takes seconds
+
+import torch
+
 from eval.fragility_map import draw_map
 from models.generate import check_length, denoise
 from models.ideogram4 import BRANCHES, architecture, branch_modules
 from models.pipeline import load_pipeline, resolve_device, torch_dtype
 from models.random_ideogram4 import RandomPrompt, build_random, run_random
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from quant.keys import content_key
 from quant.latency import role_of
-from scripts.cli import from_root, hydra_main, terse
 from scripts.profiling import Running, Subject, profile
 from scripts.stages import calibration_prompts, make_sampler, model_architecture, open_model
 

@@ -17,13 +17,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 
-from eval.ladder import climb, render_ladder
 from eval.ledger import SCORES, read_table
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
 
 RECIPES = ("naive", "smooth_only", "smoothquant")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("model")
+    made.add_argument("--variant", default="fused_int8")
+    made.add_argument("--recipes", nargs="+", default=RECIPES)
+    made.add_argument("--prompts", default="mini_hard")
+    made.add_argument("--dtype", default="float32")
+    made.add_argument("--backend")
+    made.add_argument("--results", default="results")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+from eval.ladder import climb, render_ladder
+
 SCORERS = ("latent_error", "psnr", "ocr_exact", "ocr_ned")
 
 
@@ -61,17 +81,7 @@ def ladder(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("ladder"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("model")
-        parser.add_argument("--variant", default="fused_int8")
-        parser.add_argument("--recipes", nargs="+", default=RECIPES)
-        parser.add_argument("--prompts", default="mini_hard")
-        parser.add_argument("--dtype", default="float32")
-        parser.add_argument("--backend")
-        parser.add_argument("--results", default="results")
-        print(json.dumps(ladder(parser.parse_args())))
+        print(json.dumps(ladder(parser().parse_args())))
 
 
 if __name__ == "__main__":

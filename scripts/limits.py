@@ -27,12 +27,26 @@ from dataclasses import dataclass
 import pandas as pd
 
 from eval.ledger import SCORES, read_table
-from eval.limits import DISTANCES, JUDGES, REFERENCE, collect, examine, missing, read_records
-from eval.limits_table import ABSENT, render
 from eval.margins import load_margins
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import ROOT, from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--run", action="store_true", help="evaluate what is missing")
+    made.add_argument("words", nargs="*", metavar="KEY=VALUE")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+from eval.limits import DISTANCES, JUDGES, REFERENCE, collect, examine, missing, read_records
+from eval.limits_table import ABSENT, render
 
 PROMPTS = "mini_hard"
 BACKENDS = {"cuda": "torch-cuda", "cpu": "torch-cpu"}
@@ -139,12 +153,7 @@ def tabulate(options: Options) -> dict:
 
 def main() -> None:
     with one_sentence("limits"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--run", action="store_true", help="evaluate what is missing")
-        parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         options = parse(arguments.words, is_run=arguments.run)
         if arguments.run:
             measure(options)

@@ -24,10 +24,30 @@ from typing import Any
 
 from tqdm import tqdm
 
-from models.ideogram4 import BRANCHES
+from quant.errors import UserError
+from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("folder", help="to be made; a relative path starts at the repository")
+    made.add_argument("--layers", type=int, help="blocks per branch, 34 unless told")
+    made.add_argument("--config", default="{}", help="other overrides, a JSON object")
+    made.add_argument("--branches", nargs="+", default=["conditional", "unconditional"])
+    made.add_argument("--dtype", default="fp8", help="or bf16")
+    made.add_argument("--layout", default="diffusers", help="or original")
+    made.add_argument("--shards", type=int, default=1, help="files per branch, at most")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--stats", help="file for activation statistics that go with it")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 from models.synthetic import (
-    DTYPES,
-    LAYOUTS,
     Options,
     bytes_needed,
     describe,
@@ -36,8 +56,6 @@ from models.synthetic import (
 )
 from models.synthetic_values import synthetic_stats
 from quant.act_stats import save_stats
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
 from scripts.stages import peak_rss_bytes
 
 
@@ -91,19 +109,7 @@ def make_synthetic(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("make_synthetic"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("folder", help="to be made; a relative path starts at the repository")
-        parser.add_argument("--layers", type=int, help="blocks per branch, 34 unless told")
-        parser.add_argument("--config", default="{}", help="other overrides, a JSON object")
-        parser.add_argument("--branches", nargs="+", choices=BRANCHES, default=list(BRANCHES))
-        parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
-        parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
-        parser.add_argument("--shards", type=int, default=1, help="files per branch, at most")
-        parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--stats", help="file for activation statistics that go with it")
-        print(json.dumps(make_synthetic(parser.parse_args())))
+        print(json.dumps(make_synthetic(parser().parse_args())))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,19 @@ from typing import Any
 from eval.ledger import read_table
 from quant.atomic import write_atomically
 from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--results", default="results")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 from scripts.kernel_components import COMPONENTS
 from scripts.model_paths import PATHS
 from scripts.model_rows import FULL_STEPS, MODEL
@@ -109,11 +122,7 @@ def _interval(row: Mapping[str, Any], digits: int) -> str:
 
 def main() -> None:
     with one_sentence("model_speed_table"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--results", default="results")
-        results = from_root(parser.parse_args().results)
+        results = from_root(parser().parse_args().results)
         rows = read_table(results / "bench" / "model.csv", MODEL).to_dict("records")
         text, page = model_table(rows), results / "tables" / "model_speed.md"
         write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))

@@ -28,17 +28,34 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
+
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--rows", type=int, default=512)
+    made.add_argument("--model", default="models/mini")
+    made.add_argument("--cache", default="outputs/parity")
+    made.add_argument("--out", default="outputs/results/parity/gguf.csv")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 import torch
 
 from models.ideogram4 import BRANCHES
-from quant.atomic import write_atomically
-from quant.errors import UserError
 from quant.formats import q4_k, q8_0
 from quant.gguf_header import KINDS
 from quant.open_source import weight_files
 from quant.safetensors_reader import SafetensorsFile
 from quant.types import Codec
-from scripts.cli import from_root, one_sentence, terse
 
 # The smallest source package on PyPI that carries a recent ggml (MIT licence): 3.4 MB.
 PACKAGE, VERSION = "ggml-python", "0.0.45"  # ggml 0.15.3
@@ -57,7 +74,6 @@ FLAGS = ("-O3", "-fPIC", "-D_GNU_SOURCE", '-DGGML_VERSION=""', '-DGGML_COMMIT=""
 JOBS = 2
 RATIO_MAX = 1.05
 K = 4608  # of the random matrices, as in the real model
-
 Quantizer = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -229,14 +245,7 @@ def parity(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("parity_gguf"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--rows", type=int, default=512)
-        parser.add_argument("--model", default="models/mini")
-        parser.add_argument("--cache", default="outputs/parity")
-        parser.add_argument("--out", default="outputs/results/parity/gguf.csv")
-        print(json.dumps(parity(parser.parse_args())))
+        print(json.dumps(parity(parser().parse_args())))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import json
 
 from conf.schema import CalibrateConfig
-from models.planted import RECORD
 from quant.errors import UserError
-from scripts.cli import from_root, hydra_main, terse
+from scripts.cli import from_root, hydra_main, parse_first, terse
+
+if __name__ == "__main__":
+    parse_first("plant_outliers", __doc__)  # help and mistakes end here: what follows takes seconds
+
+from models.planted import RECORD
 from scripts.stages import open_model
 
 

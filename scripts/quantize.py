@@ -24,12 +24,16 @@ from rich.table import Table
 
 from conf.schema import QuantizeConfig
 from eval.provenance import git_state, versions
-from quant.formats.table import Format, get_format
 from quant.model_card import ReleaseCard
 from quant.release import find_licence, write_release
 from quant.release_terms import base_of
+from scripts.cli import ROOT, from_root, hydra_main, parse_first, terse
+
+if __name__ == "__main__":
+    parse_first("quantize", __doc__)  # help and mistakes end here: what follows takes seconds
+
+from quant.formats.table import Format, get_format
 from quant.types import LayerReport
-from scripts.cli import ROOT, from_root, hydra_main, terse
 from scripts.conversion import Quantized, quantize_model
 from scripts.stages import Model, open_model, peak_rss_bytes
 

@@ -26,12 +26,31 @@ import tempfile
 from collections.abc import Sequence
 
 from eval.margins import load_margins
-from eval.report.build import LIMIT_MB, make_report
-from eval.report.load import compared_with, load
+from eval.report import LIMIT_MB
 from eval.report.pictures import MEGABYTE
-from eval.runs import unpack_run
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("runs", nargs="*", type=Path)
+    made.add_argument("--all-of", type=Path, metavar="REFERENCE")
+    made.add_argument("--results", default="outputs/results")
+    made.add_argument("--out", type=Path)
+    made.add_argument("--limit-mb", type=float, default=LIMIT_MB)
+    made.add_argument("--readers", type=int, default=1)
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+from eval.report.build import make_report
+from eval.report.load import compared_with, load
+from eval.runs import unpack_run
 
 
 def report(
@@ -69,16 +88,7 @@ def report(
 
 def main() -> None:
     with one_sentence("report"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("runs", nargs="*", type=Path)
-        parser.add_argument("--all-of", type=Path, metavar="REFERENCE")
-        parser.add_argument("--results", default="outputs/results")
-        parser.add_argument("--out", type=Path)
-        parser.add_argument("--limit-mb", type=float, default=LIMIT_MB)
-        parser.add_argument("--readers", type=int, default=1)
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         if arguments.readers < 1 or not arguments.limit_mb > 0:
             raise UserError(
                 f"readers must be at least 1 and limit-mb above 0, got {arguments.readers} and "

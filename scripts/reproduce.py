@@ -27,18 +27,33 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.margins import load_margins
+from eval.reproduce.table import Table, tally
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import ROOT, from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--table", type=int, help="1 to 9; default: all")
+    made.add_argument("--run", action="store_true", help="make the rows first: table=N ...")
+    made.add_argument("words", nargs="*", metavar="KEY=VALUE", help="results=FOLDER, ...")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 from eval.limits import examine
 from eval.limits_table import answer
-from eval.margins import load_margins
 from eval.reproduce import findings_page, headline, quality_claims, speed_claims, verdict_line
 from eval.reproduce.brief import PICKS, render_brief
 from eval.reproduce.finding import find
-from eval.reproduce.table import Table, tally
 from eval.reproduce.tables import BUILDERS, build_tables, write_tables
-from quant.atomic import write_atomically
-from quant.errors import UserError
 from scripts import limits
-from scripts.cli import ROOT, from_root, one_sentence, terse
 
 COMMITTED = ROOT / "results"
 MEASURED = ("scores.csv", "bench", "convert")  # of these a folder of rows has some
@@ -91,13 +106,7 @@ def write_for_readme(results: Path, tables: Sequence[Table]) -> list[Path]:
 
 def main() -> None:
     with one_sentence("reproduce"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--table", type=int, help="1 to 9; default: all")
-        parser.add_argument("--run", action="store_true", help="make the rows first: table=N ...")
-        parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="results=FOLDER, ...")
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         if arguments.run:
             if arguments.table is not None:
                 raise UserError(

@@ -24,23 +24,44 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
-import triton
 
 from eval.provenance import git_state
-from kernels import int8_gemm_triton, quant_rows_triton
-from kernels.int8_gemm import accumulate
-from kernels.quant_rows import quant_rows_reference
 from kernels.shipped import configs_for
 from quant.atomic import write_atomically
 from quant.errors import UserError
-from scripts.arch_compile import Build, call_by_name, compiling_for
-from scripts.arch_kernels import tile_name
 from scripts.cli import ROOT, from_root, one_sentence, terse
 
 SMS = (80, 86, 89)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--sm", type=int, nargs="+", choices=SMS, default=SMS)
+    made.add_argument("--tiles", type=int, default=4, help="of those offered, evenly spread")
+    made.add_argument("--out", default="outputs/results/bench/ptx.csv")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import torch
+import triton
+
+from kernels import int8_gemm_triton, quant_rows_triton
+from kernels.int8_gemm import accumulate
+from kernels.quant_rows import quant_rows_reference
+from scripts.arch_compile import Build, call_by_name, compiling_for
+from scripts.arch_kernels import tile_name
+
 Shape = tuple[int, int, int]  # M, N, K
+
+
 LARGE: Shape = (4396, 4608, 4608)  # 1024 x 1024 pixels and 300 text tokens, attention.to_out
+
+
 RAGGED: Shape = (333, 272, 1936)  # no size a multiple of a block
 
 
@@ -202,13 +223,7 @@ def check(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("run_ptx"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--sm", type=int, nargs="+", choices=SMS, default=SMS)
-        parser.add_argument("--tiles", type=int, default=4, help="of those offered, evenly spread")
-        parser.add_argument("--out", default="outputs/results/bench/ptx.csv")
-        document = check(parser.parse_args())
+        document = check(parser().parse_args())
         print(json.dumps(document))
         sys.exit(1 if document["different"] else 0)
 

@@ -21,14 +21,34 @@ import argparse
 import json
 import tempfile
 
+from quant.errors import UserError
+from scripts.cli import compose, from_root, one_sentence, say_what_is_lacking
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("run", type=Path)
+    made.add_argument("--reference", type=Path)
+    made.add_argument("--scorers", nargs="+", default=compose("evaluate", []).scorers)
+    made.add_argument("--score-text", help="what text-image scores compare with")
+    made.add_argument("--set", nargs="+", default=[], metavar="SCORER.KEY=VALUE")
+    made.add_argument("--results", default="outputs/results")
+    made.add_argument("--readers", type=int, default=1)
+    made.add_argument("--overwrite", action="store_true")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
 from eval.categories import categories_of, render_categories, summarize_categories
 from eval.runs import Run, read_run, unpack_run
 from eval.scorer_settings import Settings, parse_options
 from eval.scorers import get_scorer
 from eval.scoring import measured_everywhere, outcome_document, rows_of, score_run
 from eval.table import render_markdown, score_document, summarize
-from quant.errors import UserError
-from scripts.cli import compose, from_root, one_sentence, say_what_is_lacking
 
 
 def open_run(path: Path, scratch: Path) -> Run:
@@ -86,18 +106,7 @@ def score(arguments: argparse.Namespace, scratch: Path) -> dict:
 
 def main() -> None:
     with one_sentence("score"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("run", type=Path)
-        parser.add_argument("--reference", type=Path)
-        parser.add_argument("--scorers", nargs="+", default=compose("evaluate", []).scorers)
-        parser.add_argument("--score-text", help="what text-image scores compare with")
-        parser.add_argument("--set", nargs="+", default=[], metavar="SCORER.KEY=VALUE")
-        parser.add_argument("--results", default="outputs/results")
-        parser.add_argument("--readers", type=int, default=1)
-        parser.add_argument("--overwrite", action="store_true")
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         with tempfile.TemporaryDirectory() as scratch:
             document = score(arguments, Path(scratch))
         print(json.dumps(document))

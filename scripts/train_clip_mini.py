@@ -27,8 +27,41 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import ROOT, from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--folder", help="where the finished model goes; default: <out>/clip_mini")
+    add("--out", default="outputs/train_clip_mini")
+    add("--size", choices=("full", "fine", "toy"), default="full")
+    add("--seed", type=int, default=0)
+    add("--device", default="auto")
+    add("--eager", action="store_true", help="do not compile the loss, which a GPU gets")
+    add("--seconds", type=float, default=900.0, help="of training, without evaluations")
+    add("--every-seconds", type=float, default=90.0)
+    add("--groups", type=int, default=256, help="of eight posters, in a batch")
+    add("--fresh", type=int, default=16, help="groups newly drawn for each step")
+    add("--blurred", type=int, default=256, help="pictures of a batch also shown blurred")
+    add("--pool", type=int, default=8192, help="groups kept on the device: 1.6 MB each")
+    add("--workers", type=int, default=10, help="drawing processes; 0: draw in this one")
+    add("--probe", type=int, default=128, help="held-out posters of each tier to rank")
+    add("--lr", type=float, default=2e-3)
+    add("--cool-down", type=float, default=0.4)
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import torch
 
 from eval.poster_ranking import rank_posters
 from models.clip_mini import (
@@ -51,9 +84,6 @@ from models.training.checkpoint import load_state, load_weights, save_state, sav
 from models.training.clip import train_clip
 from models.training.clip_stream import GROUP, Reservoir, stream
 from models.training.pool import to_signal
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
 
 SIZES = {"full": FULL, "fine": FINE, "toy": TOY}
 PROBE_SEED = 6_000_000  # apart from the published sets' and from the mini's own probe
@@ -201,27 +231,7 @@ def write_card(facts: dict[str, Any], folder: Path) -> None:
 
 def main() -> None:
     with one_sentence("train_clip_mini"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        add = parser.add_argument
-        add("--folder", help="where the finished model goes; default: <out>/clip_mini")
-        add("--out", default="outputs/train_clip_mini")
-        add("--size", choices=SIZES, default="full")
-        add("--seed", type=int, default=0)
-        add("--device", default="auto")
-        add("--eager", action="store_true", help="do not compile the loss, which a GPU gets")
-        add("--seconds", type=float, default=900.0, help="of training, without evaluations")
-        add("--every-seconds", type=float, default=90.0)
-        add("--groups", type=int, default=256, help="of eight posters, in a batch")
-        add("--fresh", type=int, default=16, help="groups newly drawn for each step")
-        add("--blurred", type=int, default=256, help="pictures of a batch also shown blurred")
-        add("--pool", type=int, default=8192, help="groups kept on the device: 1.6 MB each")
-        add("--workers", type=int, default=10, help="drawing processes; 0: draw in this one")
-        add("--probe", type=int, default=128, help="held-out posters of each tier to rank")
-        add("--lr", type=float, default=2e-3)
-        add("--cool-down", type=float, default=0.4)
-        print(json.dumps(train(parser.parse_args())))
+        print(json.dumps(train(parser().parse_args())))
 
 
 if __name__ == "__main__":

@@ -23,22 +23,27 @@ import time
 from dataclasses import asdict
 
 import numpy as np
+
+from conf.schema import TrainMiniConfig
+from models.training.curves import Curves
+from quant.errors import UserError
+from scripts.cli import from_root, hydra_main, parse_first, terse
+
+if __name__ == "__main__":
+    parse_first("train_mini", __doc__)  # help and mistakes end here: what follows takes seconds
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from conf.schema import TrainMiniConfig
 from models.mini import FULL, TOY, MiniSize, build_pipeline, save_pipeline
 from models.pipeline import resolve_device
 from models.posters import TIERS
 from models.training.branch import Average, train_branch
 from models.training.checkpoint import STAGES, load_state, load_weights, save_state, save_weights
-from models.training.curves import Curves
 from models.training.pool import Pool, PoolFiller, encode_latents
 from models.training.reading import Probe, Reader, draw_probe, make_probe, references
 from models.training.text import fill_features
 from models.training.vae import reconstruct, train_vae
-from quant.errors import UserError
-from scripts.cli import from_root, hydra_main, terse
 
 # With a key mask the memory-efficient kernel, without one flash attention. cuDNN's took over 25 s
 # to start at these shapes.

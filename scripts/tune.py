@@ -19,15 +19,32 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kernels.backend import backend_name
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import one_sentence, terse
+
+ROWS = (1, 17, 64, 128, 256, 512, 1088, 2304, 2604, 4096, 4396, 6221)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--model", choices=("ideogram4", "mini"), default="ideogram4")
+    made.add_argument("--shapes", nargs="+", help="names of the products; all by default")
+    made.add_argument("--m", nargs="+", type=int, default=list(ROWS), help="row counts")
+    made.add_argument("--processes", type=int, default=4, help="that compile beforehand")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+import torch
+
+from kernels.backend import backend_name
 from scripts.timing import Call, cuda_sampler, interleave, percentiles
 
 MODEL_SHAPES = {  # name: op, N, K
@@ -45,7 +62,6 @@ MINI_SHAPES = {
     "ffn_swiglu": ("swiglu", 768, 256),
     "ffn_down": ("gemm", 256, 768),
 }
-ROWS = (1, 17, 64, 128, 256, 512, 1088, 2304, 2604, 4096, 4396, 6221)
 GROUPS = (4, 8, 16)  # row blocks that share one sweep over N
 FINALISTS = 5
 ROUNDS = 3
@@ -222,12 +238,7 @@ def report(entries: Sequence) -> str:
 
 def main() -> None:
     """Read the command line and tune."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("ideogram4", "mini"), default="ideogram4")
-    parser.add_argument("--shapes", nargs="+", help="names of the products; all by default")
-    parser.add_argument("--m", nargs="+", type=int, default=list(ROWS), help="row counts")
-    parser.add_argument("--processes", type=int, default=4, help="that compile beforehand")
-    args = parser.parse_args()
+    args = parser().parse_args()
     shapes = MODEL_SHAPES if args.model == "ideogram4" else MINI_SHAPES
     unknown = sorted(set(args.shapes or ()) - shapes.keys())
     if unknown:

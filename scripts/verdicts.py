@@ -24,13 +24,33 @@ import pandas as pd
 from eval.ledger import SCORES, read_table
 from eval.margins import Margin, load_margins
 from eval.newest import newest_runs
-from eval.noise_floor import noise_floor
 from eval.records import SampleKey
-from eval.table import align, format_interval, values_by_key
-from eval.verdict import Comparison, compare, conclude
 from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--model", default="mini")
+    made.add_argument("--prompts", default="mini_hard")
+    made.add_argument("--reference", default="bf16")
+    made.add_argument("--recipe", default="smoothquant")
+    made.add_argument("--dtype", default="float32")
+    made.add_argument("--engine", default="stock")
+    made.add_argument("--backend", nargs="+", default=["torch-cuda", "triton"])
+    made.add_argument("--results", default="results")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: what follows takes seconds
+
+from eval.noise_floor import noise_floor
+from eval.table import align, format_interval, values_by_key
+from eval.verdict import Comparison, compare, conclude
 
 FLOOR_DTYPE = "bfloat16"
 LIMITS = {
@@ -145,18 +165,7 @@ def verdicts(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     with one_sentence("verdicts"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--model", default="mini")
-        parser.add_argument("--prompts", default="mini_hard")
-        parser.add_argument("--reference", default="bf16")
-        parser.add_argument("--recipe", default="smoothquant")
-        parser.add_argument("--dtype", default="float32")
-        parser.add_argument("--engine", default="stock")
-        parser.add_argument("--backend", nargs="+", default=["torch-cuda", "triton"])
-        parser.add_argument("--results", default="results")
-        print(json.dumps(verdicts(parser.parse_args())))
+        print(json.dumps(verdicts(parser().parse_args())))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Nothing is decided here. What could not be measured is said on the page, with th
 from pathlib import Path
 
 from eval.reading import obstacle as reading_obstacle
+from eval.report import LIMIT_MB
 from eval.report.data import Page, Speed
 from eval.report.gallery import Readings, lay_out
 from eval.report.judge import RULES, Margins, judge
@@ -16,7 +17,6 @@ from eval.report.readings import read_run_texts
 from eval.report.render import write_page
 from eval.scorer_record import MEASURED
 
-LIMIT_MB = 16.0  # what a browser opens without waiting, and a mail server may still take
 STAGES = ("image", "step")
 CAVEAT_OF_THE_MINI = (
     "These are posters of the bundled mini, a small model that draws nothing else. Its scores say "
