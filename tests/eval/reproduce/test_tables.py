@@ -12,6 +12,7 @@ from eval.reproduce import (
     text,
 )
 from eval.reproduce.runs import VARIANTS
+from eval.reproduce.table import MEASURED, PREDICTED, REPORTED, tally
 from eval.reproduce.tables import BUILDERS, build_tables
 from quant.errors import UserError
 
@@ -202,12 +203,31 @@ def test_an_unknown_table_and_damaged_rows_are_named(ledger):
     with pytest.raises(UserError, match=r"table must be one of 1, 2, .*, 9, got 10; correct it"):
         build_tables(ledger.results, (10,))
     (ledger.results / "bench").unlink()
-    with pytest.raises(UserError, match=r"model.csv must be a readable CSV, got FileNotFound"):
-        build_tables(ledger.results, (1,))
     (ledger.results / "bench").mkdir()
+    (ledger.results / "bench" / "model.csv").write_text("")
+    with pytest.raises(UserError, match=r"model.csv must be a readable CSV, got EmptyData"):
+        build_tables(ledger.results, (1,))
     (ledger.results / "bench" / "model.csv").write_text("run_id,gpu\n")
     with pytest.raises(UserError, match=r"got none called variant, engine"):
         build_tables(ledger.results, (9,))
     (ledger.results / "convert").unlink()
+    (ledger.results / "convert").mkdir()
+    (ledger.results / "convert" / "convert.csv").write_text("target\n")
     with pytest.raises(UserError, match=r"convert.csv must have target, weights and size_bytes"):
         build_tables(ledger.results, (7,))
+
+
+def test_without_any_row_nothing_is_measured_and_the_papers_figures_stand(tmp_path):
+    counts = tally(build_tables(tmp_path))
+    assert counts[MEASURED] == counts[PREDICTED] == 0 and counts[REPORTED] == 57
+
+
+def test_the_ablation_takes_the_runs_with_the_most_captions(ledger, cells, pick):
+    """On a CPU where no row is from a GPU, however many captions there are."""
+    few = {"backend": "torch-cpu", "variant": "int8", "prompt_set": "mini_easy"}
+    for run_id, recipe, n in (("a", "naive", 4), ("b", "smoothquant", 4), ("c", "rotate", 3)):
+        ledger.add(run_id * 12, values={"latent_error": [0.1] * n}, recipe=recipe, **few)
+    table = ablation.build(ledger.results)
+    assert "prompts mini_easy, 4 captions, torch-cpu, engine stock" in table.notes[0]
+    found = {n: pick(cells(table, n), "mini (not", "latent error ↓") for n in ("naive", "rotate")}
+    assert found["naive"].value == pytest.approx(0.1) and found["rotate"].is_empty
