@@ -16,6 +16,7 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from models.ideogram4 import BRANCHES
@@ -123,6 +124,19 @@ def load_pipeline(
                 component.to(device)
         return pipeline
     return pipeline.to(device)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a model's tokenizer alone, in milliseconds, to count a caption's tokens.
+
+    Raises:
+        UserError: no such folder, or files that do not load.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"tokenizer of {folder} does not load: {first}; restore it") from error
 
 
 def _is_quantized(folder: Path) -> bool:
