@@ -36,6 +36,7 @@ class ModelConfig:
     guidance: float = MISSING
     final_guidance: float = MISSING  # of the sampler's last `final_steps` steps
     companion_dtype: str = MISSING  # of text encoder and VAE
+    expander: str = "template"  # that makes a caption of a sentence, see scripts/expand.py
     build_missing: bool = False  # build missing checkpoints on the way: only where it is cheap
     plant: PlantConfig | None = None
 
@@ -154,7 +155,10 @@ class GenerateConfig(DrawConfig):
     """scripts/generate.py"""
 
     seed: int = 0
-    out: str = "poster.png"
+    out: str = "poster.png"  # the caption is written beside it, as poster.json
+    # Captions of a calibration that this script makes on the way, unless calibration.n says how
+    # many. A checkpoint of the full calibration is taken where there is one.
+    quick_calibration: int = 4
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """From a short idea to a caption: what every expander is, and how its answers are kept.
 
-Three expanders share one interface: `template` (eval/expand_template.py: no model, the same caption
-on every machine), `endpoint` (eval/expand_endpoint.py: any OpenAI-compatible server) and
-`enhancer` (eval/expand_enhancer.py: the one that diffusers ships, where its weights are). Models
+Four expanders share one interface: `template` (eval/expand_template.py: no model, the same caption
+on every machine), `poster` (eval/expand_poster.py: the same in the words of the bundled mini),
+`endpoint` (eval/expand_endpoint.py: any OpenAI-compatible server) and `enhancer`
+(eval/expand_enhancer.py: the one that diffusers ships, where its weights are). Models
 answer differently every time, so an answer is kept under the hash of what was asked and who
 answered: a prompt set made twice is the same, and an interrupted one goes on without paying again.
 """
@@ -24,7 +25,8 @@ class Expander(Protocol):
 
     `obstacle` says in one sentence why it cannot run here and how to get what is missing, or
     None; it loads and asks nothing. `identity` is what a caption depends on besides the idea, as
-    JSON and without secrets. `expand` returns a caption in its canonical spelling.
+    JSON and without secrets. `expand` returns a caption in its canonical spelling, `remarks` what
+    of the idea that caption does not show, a phrase each.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Expander(Protocol):
     def obstacle(self) -> str | None: ...
 
     def identity(self) -> dict[str, Any]: ...
+
+    def remarks(self, idea: str) -> tuple[str, ...]: ...
 
     def expand(self, idea: str) -> str: ...
 

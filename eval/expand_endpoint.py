@@ -67,6 +67,9 @@ class EndpointExpander:
             )
         return None
 
+    def remarks(self, idea: str) -> tuple[str, ...]:
+        return ()
+
     def identity(self) -> dict[str, Any]:
         assert self.endpoint is not None, "identity comes after obstacle"
         return {

@@ -56,6 +56,9 @@ class EnhancerExpander:
                 return f"not available: {folder} holds no config.json with weights; {remedy}"
         return None
 
+    def remarks(self, idea: str) -> tuple[str, ...]:
+        return ()
+
     def identity(self) -> dict[str, Any]:
         """Hash the weights, once a process: half a minute for the real text encoder."""
         return {

@@ -1,6 +1,6 @@
 """Expand an idea without any model: the same caption everywhere, for tests and offline work.
 
-Nothing is invented. The idea becomes the one object and the description; what it quotes becomes
+Nothing is invented. The idea becomes the one object and the description; what it letters becomes
 text elements in bands from the top down; a word of the idea picks the medium, and a hash of it one
 of a few palettes. Such a caption is valid and letters the right texts, but says nothing about the
 picture that the idea does not say: for results worth reporting a model has to expand.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.captions import ArtStyle, Caption, Composition, Obj, PhotoStyle, Text, canonical
-from eval.quotes import QUOTED, quoted
+from eval.quotes import lettering
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,18 @@ class TemplateExpander:
         return None
 
     def identity(self) -> dict[str, Any]:
-        return {"version": 1}  # to be raised when a caption changes
+        return {"version": 2}  # to be raised when a caption changes
+
+    def remarks(self, idea: str) -> tuple[str, ...]:
+        return ()
 
     def expand(self, idea: str) -> str:
         """Return a canonical caption; the same for the same idea, whatever the machine."""
-        texts = quoted(idea)
+        texts, rest = lettering(idea)
         medium = _medium(idea, bool(texts))
         palette = PALETTES[hashlib.sha256(idea.encode()).digest()[0] % len(PALETTES)]
         thing = {"bbox": (THING_TOP, 150, 940, 850)} if texts else {"bbox": (150, 150, 900, 850)}
-        elements = [Obj(type="obj", desc=_thing(idea), color_palette=palette[2:], **thing)]
+        elements = [Obj(type="obj", desc=_thing(rest), color_palette=palette[2:], **thing)]
         caption = Caption(
             high_level_description=f"{idea.rstrip('.')}. Medium: {medium.medium}.",
             style_description=_style(medium, palette),
@@ -143,9 +146,9 @@ def _style(medium: Medium, palette: tuple[str, ...]) -> PhotoStyle | ArtStyle:
     return ArtStyle(art_style=medium.art_style, **shared)
 
 
-def _thing(idea: str) -> str:
-    """Return the idea without its quoted texts, which would be lettered twice."""
-    return " ".join(QUOTED.sub("", idea).split()) or "a simple ornament"
+def _thing(rest: str) -> str:
+    """Return the idea without its texts, which would be lettered twice."""
+    return " ".join(rest.replace("§", " ").split()) or "a simple ornament"
 
 
 def _lettering(texts: tuple[str, ...], color: str) -> list[Text]:

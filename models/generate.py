@@ -81,14 +81,14 @@ def stack_noise(prompts: Sequence[Prompt], tokens: int, channels: int) -> torch.
     return torch.stack([noise_for(p.id, p.seed, tokens, channels) for p in prompts])
 
 
-def check_length(pipeline, prompts: Sequence[Prompt], limit: int) -> None:
+def check_length(tokenizer: Any, prompts: Sequence[Prompt], limit: int) -> None:
     """Refuse captions with more tokens than the sampler takes.
 
     Raises:
         UserError: names the first such prompt, its tokens and the limit.
     """
     for prompt in prompts:
-        tokens = len(encode_chat(pipeline.tokenizer, prompt.caption))
+        tokens = len(encode_chat(tokenizer, prompt.caption))
         if tokens > limit:
             raise UserError(
                 f"caption of prompt {prompt.id} has {tokens} tokens, expected at most {limit}; "
@@ -104,6 +104,7 @@ def denoise(
     *,
     decode: bool = True,
     engine: "Engine | None" = None,
+    after_step: Callable[[], object] = lambda: None,
 ) -> tuple[list[Image.Image], torch.Tensor]:
     """Draw one batch: PIL pictures and the final latents (B, tokens, C) fp32 on the CPU.
 
@@ -114,6 +115,7 @@ def denoise(
         step_ms: gets the duration of every step but the first.
         decode: without it the VAE stays out of it and the list of pictures is empty.
         engine: made on this pipeline; None: its own forward.
+        after_step: called after every step; an engine on a GPU has then only queued it.
 
     Raises:
         UserError: out of GPU memory.
@@ -122,18 +124,19 @@ def denoise(
     if engine is not None:
         if engine.pipeline is not pipeline:
             raise ValueError("denoise: engine must have been made on this pipeline")
-        return engine.denoise(prompts, sampler, step_ms, decode=decode)
+        return engine.denoise(prompts, sampler, step_ms, decode=decode, after_step=after_step)
     grid = sampler.size_px // PATCH_PX
     channels = pipeline.transformer.config.in_channels
     noise = stack_noise(prompts, grid * grid, channels)
     last: dict[str, Any] = {"time": time.perf_counter()}
 
-    def after_step(_, index: int, __, values: dict) -> dict:
+    def on_step_end(_, index: int, __, values: dict) -> dict:
         now = time.perf_counter()
         if step_ms is not None and index > 0:  # the first step's time includes the text encoder
             step_ms.append(1e3 * (now - last["time"]))
         last["time"], last["latents"] = now, values["latents"]
         THREADS.share(values["latents"].device)
+        after_step()
         return values
 
     with enough_memory(
@@ -150,7 +153,7 @@ def denoise(
             std=sampler.std,
             max_sequence_length=sampler.max_sequence_length,
             latents=noise,
-            callback_on_step_end=after_step,
+            callback_on_step_end=on_step_end,
             output_type="pil" if decode else "latent",
         ).images
     return images if decode else [], last["latents"].float().cpu()
@@ -191,7 +194,7 @@ def generate(
     """
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")
-    check_length(pipeline, prompts, sampler.max_sequence_length)
+    check_length(pipeline.tokenizer, prompts, sampler.max_sequence_length)
     samples: list[Sample] = []
     image_ms: list[float] = []
     step_ms: list[float] = []

@@ -123,6 +123,21 @@ def load_pipeline(
     return pipeline.to(device)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """Load a model's tokenizer alone, to count a caption's tokens.
+
+    Raises:
+        UserError: no such folder, or files that do not load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"tokenizer of {folder} does not load: {first}; restore it") from error
+
+
 def _is_quantized(folder: Path) -> bool:
     """Tell whether a branch is stored in some other way than plain floating tensors."""
     for subfolder in BRANCHES.values():

@@ -7,7 +7,7 @@ its own length instead of padded to a common one, so all of its rows are text.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class Engine:
         step_ms: list[float] | None = None,
         *,
         decode: bool = True,
+        after_step: Callable[[], object] = lambda: None,
     ) -> tuple[list[Image.Image], torch.Tensor]:
         """Draw one batch; arguments and result as those of `models.generate.denoise`."""
         if self._staged:
@@ -91,6 +92,7 @@ class Engine:
             latents = scheduler.step(-v, timestep, latents, return_dict=False)[0]
             clock.tick()
             THREADS.share(self.device)
+            after_step()
         if step_ms is not None:
             step_ms += clock.milliseconds()  # of all but the first, which captures the graphs
         images = self._decode(latents, side) if decode else []

@@ -1,6 +1,6 @@
 """List every deviation of captions from the schema and from its one spelling.
 
-    python scripts/check_caption.py caption.json other.json
+    python scripts/check_caption.py prompts/example.json other.json
     python scripts/check_caption.py prompts/mini_hard.jsonl       # the captions of a prompt set
     echo '{"compositional_deconstruction":{}}' | python scripts/check_caption.py -
 

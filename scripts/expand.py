@@ -1,16 +1,17 @@
 """Expand short ideas into captions.
 
     python scripts/expand.py 'a poster for a tea shop that says "OPEN LATE"'
+    python scripts/expand.py --with poster 'a poster that says "TEA"'       # as the mini draws it
     python scripts/expand.py 'a red fox in snow' --to caption.json
     python scripts/expand.py --ideas ideas.txt --to prompts/mine.jsonl     # one idea a line
     DIT8_EXPAND_URL=http://localhost:8000/v1 DIT8_EXPAND_MODEL=qwen3 \\
       python scripts/expand.py --with endpoint 'a red fox in snow'   # its key: DIT8_EXPAND_KEY
     python scripts/expand.py --with enhancer --device cuda 'a red fox in snow'
 
-template needs nothing; endpoint is any OpenAI-compatible server; enhancer is the one of diffusers,
-where its weights are. What the last two answer is kept in --cache and not asked for again. An idea
-that fails is named and the others go on; the same command tries it again. Prints one JSON document
-last.
+template and poster need nothing, and poster knows only what the bundled mini draws; endpoint is any
+OpenAI-compatible server; enhancer is the one of diffusers, where its weights are. What the last two
+answer is kept in --cache and not asked for again. An idea that fails is named and the others go on;
+the same command tries it again. Prints one JSON document last.
 """
 
 import sys
@@ -29,20 +30,54 @@ from quant.atomic import write_atomically
 from quant.errors import UserError
 from scripts.cli import from_root, one_sentence, terse
 
-NAMES = ("template", "endpoint", "enhancer")
+OFFLINE = ("template", "poster")  # as quick as a cache
+NAMES = (*OFFLINE, "endpoint", "enhancer")
 
 
-def open_expander(arguments: argparse.Namespace) -> Expander:
-    """Make the expander that was asked for; it says itself what it lacks."""
-    if arguments.expander == "template":
+def open_expander(
+    name: str, model: Path, head: Path | None = None, device: str = "auto"
+) -> Expander:
+    """Make the expander of that name; what it lacks, it says itself.
+
+    Args:
+        name: of NAMES.
+        model: folder, of the enhancer alone.
+        head: folder, of the enhancer alone; None: in the model's.
+        device: of the enhancer alone.
+
+    Raises:
+        UserError: no such expander.
+    """
+    if name == "template":
         return TemplateExpander()
-    if arguments.expander == "endpoint":
-        return endpoint_expander()
-    from eval.expand_enhancer import EnhancerExpander  # seconds: torch
+    if name == "poster":
+        from eval.expand_poster import PosterExpander  # half a second: matplotlib
 
-    model = from_root(arguments.model)
-    head = model / "prompt_enhancer_head" if arguments.head is None else arguments.head
-    return EnhancerExpander(model, head, arguments.device)
+        return PosterExpander()
+    if name == "endpoint":
+        return endpoint_expander()
+    if name == "enhancer":
+        from eval.expand_enhancer import EnhancerExpander  # seconds: torch
+
+        return EnhancerExpander(model, head or model / "prompt_enhancer_head", device)
+    raise UserError(f"expander must be one of {', '.join(NAMES)}, got {name!r}; correct the name")
+
+
+def expanded(expander: Expander, idea: str, cache: Path) -> str:
+    """Return the caption of an idea, and say on stderr what of the idea it does not show.
+
+    Args:
+        expander: see `open_expander`.
+        idea: a sentence.
+        cache: folder for answers of models; those of templates are not kept.
+
+    Raises:
+        UserError: as `eval.expand.expand`.
+    """
+    caption = expand(expander, idea, None if expander.name in OFFLINE else cache)
+    if remarks := expander.remarks(" ".join(idea.split())):
+        print("; ".join(remarks), file=sys.stderr)
+    return caption
 
 
 def read_ideas(path: Path) -> dict[int, str]:
@@ -71,13 +106,13 @@ def prompt_row(number: int, idea: str, caption: str, seed: int) -> dict:
 
 
 def expand_all(
-    expander: Expander, ideas: dict[int, str], cache: Path | None, seed: int
+    expander: Expander, ideas: dict[int, str], cache: Path, seed: int
 ) -> tuple[list[dict], list[dict]]:
     """Expand every idea; returns rows of a prompt set, and what failed with its reason."""
     rows, failed = [], []
     for number, idea in ideas.items():
         try:
-            rows.append(prompt_row(number, idea, expand(expander, idea, cache), seed))
+            rows.append(prompt_row(number, idea, expanded(expander, idea, cache), seed))
         except UserError as error:
             print(f"line {number}: {error}", file=sys.stderr)
             failed.append({"line": number, "idea": idea, "reason": str(error)})
@@ -95,13 +130,14 @@ def run(arguments: argparse.Namespace) -> dict:
         raise UserError("expand must get one idea, or a file of them with --ideas, and not both")
     if arguments.ideas is not None and arguments.to is None:
         raise UserError("--ideas needs a file to write the prompt set to; name it with --to")
-    expander = open_expander(arguments)
+    model = from_root(arguments.model)
+    expander = open_expander(arguments.expander, model, arguments.head, arguments.device)
     if obstacle := expander.obstacle():
         raise UserError(f"expander {expander.name} is {obstacle}")
-    cache = None if expander.name == "template" else from_root(arguments.cache)
+    cache = from_root(arguments.cache)
     document: dict = {"expander": expander.name}
     if arguments.idea is not None:
-        caption = expand(expander, arguments.idea, cache)
+        caption = expanded(expander, arguments.idea, cache)
         document |= {"texts": list(expected_text(parse(caption))), "caption": json.loads(caption)}
         if arguments.to is not None:
             write_text(arguments.to, [caption])

@@ -63,7 +63,7 @@ def open_pipeline(config: FragilityConfig) -> Subject:
 
     def load() -> Running:
         pipeline = load_pipeline(model.folder, dtype, config.model.companion_dtype, device)
-        check_length(pipeline, prompts, sampler.max_sequence_length)
+        check_length(pipeline.tokenizer, prompts, sampler.max_sequence_length)
 
         def latents(batch: Sequence) -> torch.Tensor:
             return denoise(pipeline, batch, sampler, decode=False)[1]

@@ -200,7 +200,7 @@ def calibrate_model(config: CalibrateConfig, model: Model) -> tuple[Path, ActSta
     pipeline = load_pipeline(
         model.folder, config.calibration.dtype, config.model.companion_dtype, home
     )
-    check_length(pipeline, prompts, sampler.max_sequence_length)
+    check_length(pipeline.tokenizer, prompts, sampler.max_sequence_length)
     print(calibration_plan(pipeline, config, len(prompts), sampler), file=sys.stderr)
     stage = staged(pipeline, device) if config.hardware.staged else nullcontext()
     with stage, tqdm(total=len(prompts), desc="calibrate", unit="prompt") as bar:

@@ -1,8 +1,8 @@
-"""eval/quotes.py finds quoted texts, and no apostrophes or inches."""
+"""eval/quotes.py finds texts in quotes or after "says", and no apostrophes or inches."""
 
 import pytest
 
-from eval.quotes import quoted
+from eval.quotes import lettering, quoted
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,22 @@ from eval.quotes import quoted
 )
 def test_quoted(text, expected):
     assert quoted(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "rest"),
+    [
+        ("a poster that says HELLO", ("HELLO",), "a poster that § "),
+        ("saying hello world on a red wall", ("hello world",), "§ on a red wall"),
+        ("it says GOOD DAY to all", ("GOOD DAY",), "it § to all"),
+        ("with the text Happy Birthday, two circles", ("Happy Birthday",), "§ , two circles"),
+        ("a sign reading OPEN in blue", ("OPEN",), "a sign § in blue"),
+        ("it says I love you", ("I love you",), "it § "),
+        ("a girl reading a book", (), "a girl reading a book"),
+        ('a man says hi to "ME"', ("ME",), "a man says hi to § "),
+    ],
+)
+def test_lettering(text, expected, rest):
+    texts, left = lettering(text)
+    assert texts == expected
+    assert left.split() == rest.split()

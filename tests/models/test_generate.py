@@ -153,11 +153,11 @@ def test_too_long_a_caption_is_refused_before_anything_is_drawn(
 
 def test_the_limit_itself_is_allowed(toy, toy_prompts):
     with pytest.raises(UserError) as caught:
-        check_length(toy, toy_prompts[:1], 1)
+        check_length(toy.tokenizer, toy_prompts[:1], 1)
     tokens = int(str(caught.value).split(" has ")[1].split()[0])
-    check_length(toy, toy_prompts[:1], tokens)
+    check_length(toy.tokenizer, toy_prompts[:1], tokens)
     with pytest.raises(UserError, match=f"at most {tokens - 1}; shorten it or raise model.max_seq"):
-        check_length(toy, toy_prompts[:1], tokens - 1)
+        check_length(toy.tokenizer, toy_prompts[:1], tokens - 1)
 
 
 def test_samples_come_in_order_with_their_files(unbroken, toy_prompts):
