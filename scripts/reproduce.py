@@ -7,8 +7,8 @@
 
 Reads <results> and conf/gpus, writes <results>/tables/table<number>_<slug>.md, .tex and .csv, and
 from all nine <results>/FINDINGS.md, which says which of the papers' claims hold here; with them
-<results>/tables/headline.md, verdict_line.md and brief_*.md, what README.md shows
-(scripts/fill_readme.py puts them there).
+<results>/tables/short.md, headline.md, verdict_line.md and brief_*.md, what README.md and the pages
+in docs show (scripts/fill_readme.py puts them there), and <results>/readme/chart.svg.
 Measured and reported figures stand in separate columns; an empty cell says why it is empty and
 which command fills it. With --run it says beforehand how long it takes and how much disk
 (plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
@@ -27,7 +27,15 @@ from typing import Any
 from eval.limits import examine
 from eval.limits_table import answer
 from eval.margins import load_margins
-from eval.reproduce import findings_page, headline, quality_claims, speed_claims, verdict_line
+from eval.reproduce import (
+    chart,
+    findings_page,
+    headline,
+    quality_claims,
+    short,
+    speed_claims,
+    verdict_line,
+)
 from eval.reproduce.brief import PICKS, render_brief
 from eval.reproduce.finding import find
 from eval.reproduce.table import Table, tally
@@ -37,6 +45,7 @@ from quant.errors import UserError
 from scripts import limits
 from scripts.cli import from_root, one_sentence, terse
 
+CHART = "readme/chart.svg"
 CLAIMS = (*speed_claims.CLAIMS, *quality_claims.CLAIMS)
 
 
@@ -65,11 +74,17 @@ def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:
 
 
 def write_for_readme(results: Path, tables: Sequence[Table]) -> list[Path]:
-    """Write what README.md shows into <results>/tables; returns the files."""
-    texts = {"headline": headline.build(results), "verdict_line": verdict_line.build(results)}
+    """Write what README.md and docs show below <results>; returns the files."""
+    by_number = {table.number: table for table in tables}
+    texts = {
+        "short": short.build(results, by_number[7]),
+        "headline": headline.build(results),
+        "verdict_line": verdict_line.build(results),
+    }
     texts |= {f"brief_{one.slug}": render_brief(one) for one in tables if one.number in PICKS}
-    pages = [results / "tables" / f"{name}.md" for name in texts]
-    for page, text in zip(pages, texts.values(), strict=True):
+    pages = [results / "tables" / f"{name}.md" for name in texts] + [results / CHART]
+    drawn = chart.draw(chart.points(results, by_number[5], by_number[6]))
+    for page, text in zip(pages, (*texts.values(), drawn), strict=True):
         write_atomically(page, lambda path, text=text: path.write_text(text, encoding="utf-8"))
     return pages
 
