@@ -153,10 +153,10 @@ def _wider(entries: Sequence[Entry]) -> list[str]:
     kinds = {name: found.verdict.kind for name, found in differing.items()}
     gone = [_name(e) for e in _shown(entries) if kinds.get(e.variant) == e.kind]
     if gone:
-        told += f", so that {', '.join(gone)} has the verdict that README gives"
+        told += f", so that {', '.join(gone)} has the verdict that verdicts_mini.md gives"
     return [
-        f"Judged here by {EXACT} and {NED} only; README's verdicts, at the default, also by "
-        f"{' and '.join(names)}: there {told}."
+        f"Judged here by {EXACT} and {NED} only; verdicts_mini.md's verdicts, at the default, "
+        f"also by {' and '.join(names)}: there {told}."
     ]
 
 

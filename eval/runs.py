@@ -41,14 +41,18 @@ def write_run_record(
     write_atomically(folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run whose pictures are all there.
+def read_run(folder: Path, only: Sequence[str] | None = None) -> Run:
+    """Read a run whose pictures are all there, or those of some prompts.
 
     Pictures are not decoded here: a damaged one is named by every scorer that looks at it, and
     those that need no pixels go on.
 
+    Args:
+        folder: as scripts/evaluate.py writes it.
+        only: ids of prompts, in the order of the result; default: all.
+
     Raises:
-        UserError: no such run, or pictures are missing or not ours.
+        UserError: no such run or prompt, or pictures are missing or not ours.
     """
     path = folder / RECORD
     try:
@@ -61,6 +65,15 @@ def read_run(folder: Path) -> Run:
             f"{path} must describe a run, got {type(error).__name__}: {error}; "
             "pass a folder written by scripts/evaluate.py"
         ) from error
+    if only is not None:
+        by_id = {prompt.id: prompt for prompt in prompts}
+        unknown = [name for name in only if name not in by_id]
+        if unknown:
+            raise UserError(
+                f"run {folder.name} must have the prompt {unknown[0]}, got no such id; choose one "
+                f"of {path}"
+            )
+        prompts = [by_id[name] for name in only]
     samples = [find_sample(prompt, folder, whole=False) for prompt in prompts]
     missing = [prompt.id for prompt, found in zip(prompts, samples, strict=True) if found is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Put the committed tables into README.md, between their markers.
+"""Put the committed tables into README.md and docs/*.md, between their markers.
 
     python scripts/fill_readme.py
 
@@ -7,7 +7,8 @@ A demo is published where the committed one is:
     python scripts/demo.py 8 results/demo && cp results/demo/table.md results/tables/demo.md
 
 A line `<!-- table: PATH -->` is followed by that file's content, up to a line `<!-- end -->`. A
-title there becomes bold text: it would stand above the README's own.
+title there becomes bold text, because it would stand above the page's own. Paths, and the links
+inside such files, count from the repository's root; on a page in docs they are written from there.
 """
 
 import sys
@@ -15,18 +16,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import os
 import re
 
 from quant.atomic import write_atomically
 from quant.errors import UserError
-from scripts.cli import ROOT, one_sentence
+from scripts.cli import ROOT, one_sentence, terse
 
 TITLE = re.compile(r"^# (?P<words>.+)$", re.MULTILINE)
 BLOCK = re.compile(r"<!-- table: (?P<path>\S+) -->\n.*?<!-- end -->", re.DOTALL)
+LINK = re.compile(r"\]\((?P<path>[\w./-]+)\)")  # to a file, not to the web or within the page
 
 
-def fill(text: str) -> str:
-    """Return the text with every block replaced by its file.
+def pages() -> list[Path]:
+    """Return the pages that have blocks, README.md first."""
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [page for page in found if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def fill(text: str, page: Path = ROOT / "README.md") -> str:
+    """Return a page's text with every block replaced by its file.
 
     Raises:
         UserError: a named file is missing.
@@ -35,19 +44,26 @@ def fill(text: str) -> str:
     def replace(match: re.Match) -> str:
         path = ROOT / match["path"]
         if not path.is_file():
-            raise UserError(f"README.md names {match['path']}, which does not exist; make it first")
+            raise UserError(
+                f"{terse(page)} names {match['path']}, which does not exist; make it first"
+            )
         table = TITLE.sub(r"**\g<words>**", path.read_text(encoding="utf-8").strip())
+        table = LINK.sub(lambda link: f"]({_from(page, link['path'])})", table)
         return f"<!-- table: {match['path']} -->\n\n{table}\n\n<!-- end -->"
 
     return BLOCK.sub(replace, text)
 
 
+def _from(page: Path, path: str) -> str:
+    return Path(os.path.relpath(ROOT / path, page.parent)).as_posix()
+
+
 def main() -> None:
     with one_sentence("fill_readme"):
-        readme = ROOT / "README.md"
-        text = fill(readme.read_text(encoding="utf-8"))
-        write_atomically(readme, lambda path: path.write_text(text, encoding="utf-8"))
-        print("README.md")
+        filled = {page: fill(page.read_text(encoding="utf-8"), page) for page in pages()}
+        for page, text in filled.items():
+            write_atomically(page, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            print(terse(page))
 
 
 if __name__ == "__main__":

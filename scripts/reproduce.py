@@ -9,12 +9,13 @@
 Reads the rows of <results>, by default the committed ones, and conf/gpus and results/paper, the
 papers' figures. Writes <results>/tables/table<number>_<slug>.md, .tex and .csv. From all nine
 committed ones it also writes results/FINDINGS.md, which says which of the papers' claims hold here,
-and results/tables/headline.md, verdict_line.md and brief_*.md, what README.md shows
-(scripts/fill_readme.py puts them there). Measured and reported figures stand in separate columns;
-an empty cell says why it is empty and which command fills it. With --run the rows go to
-outputs/results, from which the tables are then made (results=FOLDER: another folder,
-results=results: the committed rows). It says beforehand how long it takes and how much disk
-(plan=true only says it), and docs/reproduce.md tells the whole way. Prints one JSON document last.
+and what README.md and the pages in docs show: results/readme/chart.svg and results/tables/short.md,
+headline.md, verdict_line.md and brief_*.md (scripts/fill_readme.py puts them there). Measured and
+reported figures stand in separate columns; an empty cell says why it is empty and which command
+fills it. With --run the rows go to outputs/results, from which the tables are then made
+(results=FOLDER: another folder, results=results: the committed rows). It says beforehand how long
+it takes and how much disk (plan=true only says it), and docs/reproduce.md tells the whole way.
+Prints one JSON document last.
 """
 
 import sys
@@ -49,7 +50,15 @@ if __name__ == "__main__":
 
 from eval.limits import examine
 from eval.limits_table import answer
-from eval.reproduce import findings_page, headline, quality_claims, speed_claims, verdict_line
+from eval.reproduce import (
+    chart,
+    findings_page,
+    headline,
+    quality_claims,
+    short,
+    speed_claims,
+    verdict_line,
+)
 from eval.reproduce.brief import PICKS, render_brief
 from eval.reproduce.finding import find
 from eval.reproduce.tables import BUILDERS, build_tables, write_tables
@@ -57,6 +66,7 @@ from scripts import limits
 
 COMMITTED = ROOT / "results"
 MEASURED = ("scores.csv", "bench", "convert")  # of these a folder of rows has some
+CHART = "readme/chart.svg"
 CLAIMS = (*speed_claims.CLAIMS, *quality_claims.CLAIMS)
 
 
@@ -95,11 +105,17 @@ def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:
 
 
 def write_for_readme(results: Path, tables: Sequence[Table]) -> list[Path]:
-    """Write what README.md shows into <results>/tables; returns the files."""
-    texts = {"headline": headline.build(results), "verdict_line": verdict_line.build(results)}
+    """Write what README.md and docs show below <results>; returns the files."""
+    by_number = {table.number: table for table in tables}
+    texts = {
+        "short": short.build(results, by_number[7]),
+        "headline": headline.build(results),
+        "verdict_line": verdict_line.build(results),
+    }
     texts |= {f"brief_{one.slug}": render_brief(one) for one in tables if one.number in PICKS}
-    pages = [results / "tables" / f"{name}.md" for name in texts]
-    for page, text in zip(pages, texts.values(), strict=True):
+    pages = [results / "tables" / f"{name}.md" for name in texts] + [results / CHART]
+    drawn = chart.draw(chart.points(results, by_number[5], by_number[6]))
+    for page, text in zip(pages, (*texts.values(), drawn), strict=True):
         write_atomically(page, lambda path, text=text: path.write_text(text, encoding="utf-8"))
     return pages
 

@@ -1,6 +1,7 @@
 """What is committed is what the scripts make of the committed measurements."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -22,16 +23,47 @@ from scripts import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"\]\(\s*([^)\s:]+)\)|src=\"([^\"]+)\"")
 
 
 def test_the_card_is_what_the_measurements_say():
     assert (ROOT / "models" / "mini" / "README.md").read_text() == describe_mini.card()
 
 
-def test_the_readme_holds_the_committed_tables():
-    text = (ROOT / "README.md").read_text()
-    assert fill_readme.fill(text) == text
-    assert text.count("<!-- table: ") == 8 and "| fused_int8 |" in text
+def test_the_pages_hold_the_committed_tables():
+    pages = fill_readme.pages()
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    assert pages[0] == ROOT / "README.md" and "| fused_int8 |" in texts[pages[0]]
+    for page, text in texts.items():
+        assert fill_readme.fill(text, page) == text, page
+    blocks = fill_readme.BLOCK.findall("".join(texts.values()))
+    assert len(blocks) == len(set(blocks)) == 9  # each table on one page
+
+
+def test_links_of_the_pages_lead_to_files():
+    """Headings too, as the web shows them: lower case, spaces as hyphens, no punctuation."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for found in LINK.findall(page.read_text(encoding="utf-8")):
+            target = "".join(found)
+            path, _, heading = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            assert file.exists(), (page.name, target)
+            if heading:
+                titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
+                assert heading in anchors, (page.name, target)
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    wide = [line for line in lines if len(line) > 100]
+    assert len(lines) <= 150
+    assert all(line.startswith("|") for line in wide) and len(wide) <= 7  # the table of five rows
+
+
+def test_the_pictures_of_the_readme_are_small():
+    for name in ("strip.png", "chart.svg"):
+        assert 0 < (ROOT / "results" / "readme" / name).stat().st_size < 400_000
 
 
 def test_a_readme_table_that_is_missing_is_named():

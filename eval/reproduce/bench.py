@@ -120,6 +120,14 @@ def choose(
     return None
 
 
+def beside(
+    rows: pd.DataFrame, timed: Timed, path: tuple[str, str], resolution: int
+) -> Timed | None:
+    """Return what the run of another path has of a path, None where it has no CFG step of it."""
+    own = rows[rows["run_id"] == timed.run_id]
+    return choose(own, H200, path, resolution, "cfg_step_ms")
+
+
 def under_cap(rows: pd.DataFrame, cap_gb: float) -> pd.DataFrame:
     """Return the rows of pictures drawn under a cap of decimal GB."""
     return rows[rows["versions"].astype(str).str.endswith(f"; cap {cap_gb:g} GB")]

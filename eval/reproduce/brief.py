@@ -1,14 +1,16 @@
-"""The columns of three tables that README.md shows: what a reader compares first.
+"""The columns of three tables that the pages in docs show: what a reader compares first.
 
 A whole table has a column for everything that the papers report and for everything that somebody
 with the gated weights can fill. Here each column has a short head of its own, which still says
 whether its figures were measured or reported, and on what.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eval.reproduce import bench
+from eval.reproduce.headline import WIDTH
 from eval.reproduce.render import render_cells, title
 from eval.reproduce.runs import MINI
 from eval.reproduce.table import KEY, MEASURED, REPORTED, Table, remarks
@@ -69,12 +71,18 @@ def render_brief(table: Table) -> str:
     )
     heads = [table.columns[index].label for index in names] + [pick.head for pick in picks]
     page = f"table{table.number}_{table.slug}.md"
+    source = textwrap.fill(
+        f"From [table {table.number}](results/tables/{page}), which has every column, says how it "
+        "was measured and what fills its empty cells.",
+        WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     return "\n".join(
         [
             f"# {title(table)}\n",
             *render_cells(part, heads, remarks(part)),
-            f"From [table {table.number}](results/tables/{page}), which has every column, says how "
-            "it was measured and what fills its empty cells.\n",
+            f"{source}\n",
         ]
     )
 

@@ -1,6 +1,6 @@
-"""What was measured, in sentences: the list that README.md shows in its section on speed.
+"""What was measured, in sentences: the list that docs/speed.md shows.
 
-Whoever reads a README does not add up nine tables, and figures typed by hand are wrong after the
+A reader does not add up nine tables, and figures typed by hand are wrong after the
 next run. So every sentence is made of committed rows, chosen as the tables choose
 (`eval.reproduce.bench.choose`), times compared within one run; of products the ratio to an anchor
 of the same run, geometric mean of several runs. What has no rows is named with the command that
@@ -21,12 +21,11 @@ from eval.reproduce.finding import shown
 from eval.reproduce.gemm import COMPANY_PERCENT
 from eval.reproduce.speed import SIZES
 from eval.reproduce.speed_claims import CAP_GB
-from eval.reproduce.table import Cell
 
 Rows = Sequence[Mapping[str, Any]]
 Ratios = Mapping[tuple[str, int], float]  # (shape, M) -> times as fast
 
-WIDTH = 110  # columns, as README.md
+WIDTH = 100  # columns of a page
 SIZE = SIZES[0]  # px, of whole pictures
 STOCK, COMPILED, BF16 = bench.PATHS[:3]
 FUSED, ROTATED = ("fused_int8", "dit8"), ("rotated", "dit8")
@@ -82,8 +81,8 @@ def _step(rows: pd.DataFrame, size: int) -> str:
     fused = bench.choose(rows, bench.H200, FUSED, size, "cfg_step_ms")
     if fused is None:
         return f"A CFG step at {size} px is not measured in fused_int8: `{command}`."
-    found = {path: _beside(rows, fused, path, size, "cfg_step_ms") for path in COMPARED}
-    steps = {path: cell for path, cell in found.items() if cell is not None}
+    found = {path: bench.beside(rows, fused, path, size) for path in COMPARED}
+    steps = {path: timed.cell("cfg_step_ms") for path, timed in found.items() if timed is not None}
     listed = (f"{COMPARED[path]} {shown(cell, '.1f')} ms" for path, cell in steps.items())
     said = [
         f"A CFG step at {size} px ({bench.WHERE}; run {fused.run_id}, Student's 95 % intervals "
@@ -186,15 +185,6 @@ def _against(peer: str, found: Ratios, runs: Sequence[Ratios]) -> str:
     if behind:
         text += f", behind on {join_names(behind)}"
     return f"{text}, its runs disagree on {join_names(unsettled)}" if unsettled else text
-
-
-def _beside(
-    rows: pd.DataFrame, timed: bench.Timed, path: tuple[str, str], size: int, quantity: str
-) -> Cell | None:
-    """Return a figure of a path in the run of another, None where that run lacks it."""
-    own = rows[rows["run_id"] == timed.run_id]
-    found = bench.choose(own, bench.H200, path, size, quantity)
-    return None if found is None else found.cell(quantity)
 
 
 def _cells(found: Mapping[Any, float], what: tuple[str, str], sizes: Sequence[int]) -> Ratios:

@@ -105,8 +105,7 @@ def _measured(
 
 def _beside_bf16(rows: pd.DataFrame, found: bench.Timed, size: int) -> Cell:
     """Compare a step with one of the engine in bf16 in the same run."""
-    own = rows[rows["run_id"] == found.run_id]
-    base = bench.choose(own, bench.H200, ("bf16", "dit8"), size, "cfg_step_ms")
+    base = bench.beside(rows, found, ("bf16", "dit8"), size)
     if base is None or "cfg_step_ms" not in found.figures:
         return empty("its run has no bf16 beside it", bench.command(bench.FORMATS))
     steps = (one.figures["cfg_step_ms"].estimate for one in (base, found))

@@ -230,12 +230,14 @@ def test_scores_that_have_no_say_here_are_named(runs):
         values = runs["default", name].values | {"clip_mini": keyed(level - loss * level / 45.0)}
         runs["default", name] = Run(name, values)
     examined = examine(runs, margins)
-    told = sentence(examined, "Judged here by ocr_exact and ocr_ned only; README's verdicts")
+    told = sentence(
+        examined, "Judged here by ocr_exact and ocr_ned only; verdicts_mini.md's verdicts"
+    )
     assert told.endswith("also by clip_mini: there fp8 is worse (by clip_mini).")
     assert entry_of(examined, "default", "fp8").kind == "equivalent"
     runs["48 steps", "fp8"] = run(exact(40), np.linspace(0.1, 0.2, N))
     told = sentence(examine(runs, margins), "Judged here")
-    assert told.endswith(", so that fp8 at 48 steps has the verdict that README gives.")
+    assert told.endswith(", so that fp8 at 48 steps has the verdict that verdicts_mini.md gives.")
     runs["default", "fp8"] = runs["default", "int8"]
     told = sentence(examine(runs, margins), "Judged here")
     assert told.endswith("also by clip_mini: there no variant has another verdict.")
