@@ -25,14 +25,32 @@ from PIL import PngImagePlugin
 
 from eval.images import load_rgb
 from eval.reproduce import bench
+from quant.atomic import write_atomically
+from quant.errors import UserError
+from scripts.cli import from_root, one_sentence, terse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("runs", nargs="+", help="folders of runs")
+    made.add_argument("--prompts", nargs="+", required=True, help="ids, the last is enlarged")
+    made.add_argument(
+        "--part", nargs=4, type=int, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT")
+    )
+    made.add_argument("--results", default="results", help="folder of the committed rows")
+    return made
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # help and mistakes end here: the imports below take seconds
+
 from eval.reproduce.headline import SIZE
 from eval.reproduce.runs import MINI
 from eval.reproduce.short import ROWS
 from eval.runs import Run, read_run
 from eval.strip import Column, Part, draw_strip
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
 
 NOTES = (
     f"Posters: bundled {MINI.label}, chosen because a difference can be seen. "
@@ -98,16 +116,7 @@ def _posters(run: Run) -> tuple[np.ndarray, ...]:
 
 def main() -> None:
     with one_sentence("readme_strip"):
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("runs", nargs="+", help="folders of runs")
-        parser.add_argument("--prompts", nargs="+", required=True, help="ids, the last is enlarged")
-        parser.add_argument(
-            "--part", nargs=4, type=int, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT")
-        )
-        parser.add_argument("--results", default="results", help="folder of the committed rows")
-        arguments = parser.parse_args()
+        arguments = parser().parse_args()
         folders = [from_root(folder) for folder in arguments.runs]
         results = from_root(arguments.results)
         print(json.dumps(draw(folders, results, arguments.prompts, Part(*arguments.part))))
