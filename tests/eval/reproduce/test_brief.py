@@ -30,8 +30,9 @@ def test_picked_columns_stand_in_their_order_under_their_own_heads():
     assert lines[6:] == [
         "- (a) not reported",
         "",
-        "From [table 7](results/tables/table7_frontier.md), which has every column, says how it was",
-        "measured and what fills its empty cells.",
+        "From [table 7](results/tables/table7_frontier.md), which has every column, says how it "
+        "was measured",
+        "and what fills its empty cells.",
     ]
 
 
