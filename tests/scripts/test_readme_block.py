@@ -18,11 +18,14 @@ def test_the_readme_s_python_draws_the_poster(run_here, tmp_path, monkeypatch):
     few = ("calibration.n=1", "calibration.sampler.steps=3", "hardware=cpu")
     ended = run_here("quantize", f"checkpoints={tmp_path / 'checkpoints'}", *few)
     assert ended.code == 0, ended.stderr
-    (tmp_path / "models").symlink_to(ROOT / "models")
+    for name in ("models", "prompts"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     pixels = np.asarray(Image.open(tmp_path / "poster.png"), dtype=int)
     assert pixels.shape == (256, 256, 3)
-    red, green, blue = np.median(pixels[:64], axis=(0, 1))  # above the text: teal
-    assert red < 60 and min(green, blue) > 100
-    assert pixels[96:154, 38:218].min(axis=-1).max() > 200  # white letters in the caption's box
+    red, green, blue = np.median(pixels[:24], axis=(0, 1))  # above the texts: navy
+    assert max(red, green) < 80 < blue
+    assert pixels[32:148].min(axis=-1).max() > 200  # white letters
+    red, green, blue = pixels[188, 124]  # within the yellow circle
+    assert min(red, green) > 150 > blue
