@@ -40,6 +40,7 @@ def test_all_tables_the_findings_and_what_the_readme_shows(results, monkeypatch,
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     briefs = [f"tables/brief_{name}.md" for name in ("speed", "gemm", "frontier")]
     pages = ("FINDINGS.md", "tables/headline.md", "tables/verdict_line.md", *briefs)
+    pages += ("tables/short.md", "readme/chart.svg")
     assert len(document["files"]) == 9 * 3 + len(pages)
     for name in pages:
         assert (results / name).read_bytes() == (ROOT / "results" / name).read_bytes(), name
