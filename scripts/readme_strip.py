@@ -5,7 +5,7 @@
         --part 112 116 88 40
 
 Takes folders of the variants in the strip, in any order; of each it needs the pictures of the
-prompts alone, so a shard of a run is enough. Runs must be alike in everything but the variant.
+prompts alone, so a shard of a run is enough. The runs must share model, engine and dtype.
 Seconds and GB above the posters are of the full-size architecture, from <results>/bench/model.csv.
 Writes <results>/readme/strip.png, which keeps the ids of its runs. Prints one JSON document last.
 """
@@ -76,10 +76,13 @@ def draw(folders: Sequence[Path], results: Path, prompts: Sequence[str], part: P
     _check_alike([runs[name] for name in ROWS])
     rows = bench.read_bench(results)
     columns = [Column(name, _figures(rows, name), _posters(runs[name])) for name in ROWS]
-    side = columns[0].posters[0].shape[0]
-    if not part.is_within(side, side):
+    sizes = {poster.shape[:2] for column in columns for poster in column.posters}
+    if len(sizes) > 1:
+        raise UserError(f"the runs must have pictures of one size, got {sizes}; draw them alike")
+    ((height, width),) = sizes
+    if not part.is_within(width, height):
         raise UserError(
-            f"--part must lie within {side}x{side} px, got {part}; choose one inside the poster"
+            f"--part must lie within {width}x{height} px, got {part}; choose one inside the poster"
         )
     sheet = draw_strip(columns, part, NOTES)
     ids = {name: runs[name].key.run_id for name in ROWS}

@@ -74,7 +74,7 @@ def render_brief(table: Table) -> str:
     source = textwrap.fill(
         f"From [table {table.number}](results/tables/{page}), which has every column, says how it "
         "was measured and what fills its empty cells.",
-        WIDTH,
+        WIDTH - len("../"),  # a page in docs adds it
         break_long_words=False,
         break_on_hyphens=False,
     )
