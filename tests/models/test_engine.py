@@ -24,8 +24,12 @@ PROTECTED = "layers.1.feed_forward.w2"
 
 # Sums in another order: a few fp32 units, 6e-8, through two blocks.
 EXACT = 1e-5
-# The same, moving a value over the middle between two codes now and then; int8 itself is 1e-2 off.
-CODES = 2e-3
+# The same, moving a value over the middle between two codes now and then; which, depends on the
+# processor. A code that flips is one step off, where rounding is step / sqrt(12) off on average
+# (the variance of a uniform error): with a share f of all codes flipped, two int8 forwards differ
+# by sqrt(12 f) of what int8 itself is off. 2 % may flip: each flip moves what comes after it and
+# makes further ones. A wrong scale, row or divisor is off by more than int8 is.
+CODES = (12 * 0.02) ** 0.5
 
 
 def int8_linear(linear: nn.Linear, name: str, kind: str) -> Int8Linear:
@@ -133,11 +137,14 @@ def prepared(module, texts, **keys):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_variant_gives_the_stock_forward(branch, latents, ragged, stock_velocity, kind):
+    unchanged = [stock_velocity(branch, ragged, GRID, latents, time) for time in TIMES]
     module = change(branch, kind)
     expected = [stock_velocity(module, ragged, GRID, latents, time) for time in TIMES]
     engine = prepared(module, ragged)
     for step, velocity in enumerate(expected):
-        assert relative(engine.velocity(latents, step), velocity) < KINDS[kind]
+        off = relative(velocity, unchanged[step])  # what the variant itself changes
+        bound = CODES * off if KINDS[kind] == CODES else EXACT
+        assert relative(engine.velocity(latents, step), velocity) < bound
     # the stock forward still runs, on views of the stacked weights
     again = stock_velocity(module, ragged, GRID, latents, TIMES[0])
     assert relative(again, expected[0]) < EXACT
