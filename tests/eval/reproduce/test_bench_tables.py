@@ -110,7 +110,7 @@ def test_products_with_the_range_of_the_runs_and_the_health_of_the_card(committe
     line = next(line for line in page if line.startswith("| dit8 |"))  # against bf16
     assert line.startswith(f"| dit8 | {fused.value:.2f} / ")
     gate = pick(qkv, "H200", "health gate, bf16")
-    assert 660 < gate.low < gate.high < 680
+    assert 615 < gate.low < gate.high < 769  # the gate, 80 % of what is expected, and that
     reported = pick(qkv, "RTX 3090", "fused GEMM", "reported")
     assert (reported.low, reported.high) == (2.79, 3.46)
     assert pick(qkv, "RTX 3090", "fused GEMM").reason == "needs a card of sm_86"
