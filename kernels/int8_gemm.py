@@ -67,13 +67,17 @@ def _with_plain_strides(t: torch.Tensor) -> torch.Tensor:
 
 
 def accumulate_in_fp32(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Sum over k exactly by fp32 products of at most 1024 columns each, added in int32."""
-    sums = None
+    """Sum over k exactly by fp32 products of at most 1024 columns each.
+
+    Returns:
+        (M, N) fp32 of one slice; several are added in int32.
+    """
     # Autocast would run the product in bf16 and round its result.
     with torch.autocast(x.device.type, enabled=False):
-        for x_k, w_k in zip(x.split(FP32_EXACT_K, 1), w.split(FP32_EXACT_K, 1), strict=True):
-            slice_sums = torch.mm(x_k.float(), w_k.float().t()).to(torch.int32)
-            sums = slice_sums if sums is None else sums.add_(slice_sums)
+        slices = zip(x.split(FP32_EXACT_K, 1), w.split(FP32_EXACT_K, 1), strict=True)
+        sums, *more = (torch.mm(x_k.float(), w_k.float().t()) for x_k, w_k in slices)
+    if more:
+        sums = sum((one.to(torch.int32) for one in more), sums.to(torch.int32))
     return sums
 
 
@@ -89,11 +93,9 @@ CPU_SUMS = {"_int_mm": accumulate_in_int8, "fp32 slices": accumulate_in_fp32}
 
 @functools.cache
 def cpu_sums_ms() -> Mapping[str, float]:
-    """Time the exact ways to sum on this CPU, once a process: name in CPU_SUMS -> ms.
+    """Time the exact ways to sum here, once a process: name in CPU_SUMS -> ms, (64, 256, 256).
 
-    x (64, 256), w (256, 256), the shortest of five calls each: 0.1 s at most, on a CPU where
-    `torch._int_mm` is a scalar loop. A busy machine may mistake ways that are alike; their sums
-    are the same integers.
+    The shortest of five calls each; 0.1 s where `torch._int_mm` is a scalar loop.
     """
     x = torch.full((64, 256), 127, dtype=torch.int8)
     w = torch.full((256, 256), 127, dtype=torch.int8)
@@ -115,17 +117,15 @@ def accumulate(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         (4608, 4608)   47       229            wrong    261
 
     CUDA has no general integer product in torch, so a CUDA tensor (tests only) goes through fp64,
-    exact for |sum| < 2^53.
-
-    Args:
-        x: (M, K) int8, any strides.
-        w: (N, K) int8, any strides.
-
-    Returns:
-        (M, N) int32.
+    exact for |sum| < 2^53. x (M, K) and w (N, K) int8 of any strides -> (M, N) int32.
     """
+    return _exact_sums(x, w).to(torch.int32)
+
+
+def _exact_sums(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Return `accumulate`'s integers in the dtype they were summed in."""
     if x.device.type == "cuda":
-        return torch.mm(x.double(), w.double().t()).to(torch.int32)
+        return torch.mm(x.double(), w.double().t())
     ms = cpu_sums_ms()
     return CPU_SUMS[min(ms, key=ms.get)](x, w)
 
@@ -145,7 +145,7 @@ def int8_gemm_reference(
     Scales are applied row first, then column, then bias, gate and residual, in the order of the
     kernels. In place: 0.08 ms against 0.49 ms for (400, 768) when every step allocates.
     """
-    y = accumulate(x, w).to(torch.float32)
+    y = _exact_sums(x, w).to(torch.float32)
     y.mul_(x_scale[:, None]).mul_(w_scale)
     if bias is not None:
         y.add_(bias)
