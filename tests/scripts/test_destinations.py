@@ -30,6 +30,7 @@ SHOWERS = {
     "deployment_map": [],
     "ladder": ["mini"],
     "model_speed_table": [],
+    "readme_strip": ["run", "run", "--prompts", "a", "--part", "1", "1", "1", "1"],
     "speed_tables": [],
     "verdicts": [],
 }
