@@ -10,6 +10,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+# What some keys may hold, as the packages have it: refused here, before torch is imported.
+CHOICES = {
+    "format": ("w8a8", "comfy", "fp8", "nf4", "q8_0", "q4_k", "bf16"),  # quant.formats.table
+    "engine": ("stock", "dit8"),  # models.sampling
+    "dtype": ("float32", "bfloat16", "float16"),  # models.pipeline
+}
+
 
 @dataclass
 class PlantConfig:

@@ -3,14 +3,17 @@
 Symbols, here and in every file of `quant`: M rows (tokens), N out features, K in features.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from quant.errors import UserError
+
+if TYPE_CHECKING:  # a recipe is checked before torch is imported
+    import torch
 
 CARRIERS = ("folded", "explicit")
 ACTIVATION_SCALES = ("token", "tensor")

@@ -28,7 +28,7 @@ import pandas as pd
 from eval.provenance import git_state, hardware, versions
 from quant.atomic import write_atomically
 from quant.errors import UserError
-from scripts.cli import ROOT, compose, from_root, one_sentence, terse
+from scripts.cli import ROOT, compose, from_root, make_recipe, one_sentence, terse
 
 TARGETS = ("smoothquant", "published", "q8_0")
 
@@ -56,7 +56,6 @@ from quant.checkpoint import Origin, save_checkpoint
 from quant.formats.table import FORMATS
 from quant.open_source import open_sources
 from quant.recipe import resolve_recipe
-from scripts.conversion import make_recipe
 from scripts.stages import peak_rss_bytes
 
 TABLE = "convert/convert.csv"
@@ -85,7 +84,7 @@ def convert(source: Path, stats_path: Path, target: str, out: Path) -> dict:
         shapes = [shape for s in sources.values() for shape in s.shapes.values()]
         resolved = None
         if chosen.has_recipe:
-            recipe = make_recipe(compose("quantize", [f"recipe={target}"]))
+            recipe = make_recipe(compose("quantize", [f"recipe={target}"]).recipe)
             resolved = resolve_recipe(recipe, described, stats, sources, model_key=stats.model_key)
         origin = Origin(stats.model_key, "0" * 64, subfolders, configs)
         save_checkpoint(out, chosen, sources, described, origin, resolved, stats)

@@ -18,11 +18,11 @@ from models.variants import Variant
 from quant.errors import UserError
 from quant.formats.table import get_format
 from quant.keys import content_key, files_sha256
-from scripts.cli import from_root, recipe_config, variant_config
+from scripts.cli import from_root, prompt_file, recipe_config, variant_config
 from scripts.conversion import checkpoint_sha256, find_checkpoint
 from scripts.devices import check_devices
 from scripts.sharding import Shard, parse_shard
-from scripts.stages import Model, make_sampler, open_model, prompt_file
+from scripts.stages import Model, make_sampler, open_model
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from PIL import Image
 from eval.prompts import first_prompts, load_prompts
 from eval.records import Prompt, Sample
 from quant.atomic import write_atomically
-from scripts.cli import from_root, one_sentence, terse
+from scripts.cli import from_root, one_sentence, prompt_file, terse
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 
@@ -53,7 +53,6 @@ from eval.scorers.clipscore import CLIP_MINI, SCORERS
 from eval.text_image import TextImageScorer
 from models.poster_variants import PERTURBATIONS
 from models.posters import Poster, make_poster
-from scripts.stages import prompt_file
 
 LEAST = 0.9  # a kind is ranked when the lower end of its interval is at least this
 WRONG = {

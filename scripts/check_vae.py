@@ -25,7 +25,7 @@ from eval.prompts import first_prompts, load_prompts
 from eval.reading import read
 from eval.stats import wilson_interval
 from quant.atomic import write_atomically
-from scripts.cli import ROOT, compose, from_root, one_sentence
+from scripts.cli import ROOT, compose, from_root, one_sentence, prompt_file
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 
@@ -50,7 +50,6 @@ from models.pipeline import load_pipeline, resolve_device
 from models.poster_drawing import draw_poster
 from models.posters import make_poster
 from models.training.vae import reconstruct
-from scripts.stages import prompt_file
 
 
 def check_set(vae, name: str, n: int | None) -> list[dict]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
-from conf.schema import RecipeConfig, VariantConfig, register
+from conf.schema import CHOICES, RecipeConfig, VariantConfig, register
 from quant.atomic import writing
 from quant.errors import UserError
+from quant.types import Recipe
 from scripts.sweep import (
     CellRecord,
     Narrator,
@@ -186,14 +188,44 @@ def check(found: Any, script: str) -> None:
     """Refuse values that no script could use.
 
     Raises:
-        UserError: several devices for a script that would leave all but one idle.
+        UserError: one of CHOICES, a recipe or a prompt set that does not exist; several devices
+            for a script that would leave all but one idle.
     """
+    for key, choices in CHOICES.items():
+        if (value := getattr(found, key, choices[0])) not in choices:
+            raise UserError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    if hasattr(found, "recipe"):
+        make_recipe(found.recipe)
+    sets = (
+        getattr(found, "prompts", None),
+        getattr(getattr(found, "calibration", 0), "prompts", 0),
+    )
+    for name in filter(None, sets):
+        prompt_file(name)
     devices = getattr(getattr(found, "hardware", None), "devices", 1)
     if devices != 1 and script not in USE_DEVICES:
         raise UserError(
             f"hardware.devices must be 1 for {script}, got {devices}; only scripts/evaluate.py "
             "draws with several"
         )
+
+
+def make_recipe(config: RecipeConfig) -> Recipe:
+    """Turn the configuration group into the core's recipe, which checks it."""
+    values = asdict(config)
+    for name in ("alpha_grid", "keep"):
+        values[name] = tuple(values[name])
+    return Recipe(**values)
+
+
+def prompt_file(name: str) -> Path:
+    """Find a prompt set by the name of its file in prompts/, or by its path."""
+    known = from_root("prompts") / f"{name}.jsonl"
+    path = known if known.exists() else Path(name)
+    if not path.exists():
+        sets = ", ".join(sorted(p.stem for p in from_root("prompts").glob("*.jsonl")))
+        raise UserError(f"prompts must be one of {sets}, or a path to a jsonl file, got {name!r}")
+    return path
 
 
 def variant_config(name: str) -> VariantConfig:

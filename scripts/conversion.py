@@ -28,9 +28,9 @@ from quant.open_source import open_sources
 from quant.recipe import quantized_linears, resolve_recipe
 from quant.source import BranchSource
 from quant.stored import checkpoint_files, read_header
-from quant.types import ActStats, Architecture, LayerReport, Recipe, ResolvedRecipe
+from quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe
 from scripts.auto_recipe import resolve_auto
-from scripts.cli import from_root, terse
+from scripts.cli import from_root, make_recipe, terse
 from scripts.stages import (
     Model,
     calibrate_model,
@@ -52,21 +52,13 @@ class Quantized:
     seconds: float
 
 
-def make_recipe(config: ConvertConfig) -> Recipe:
-    """Turn the configuration group into the core's recipe."""
-    values = asdict(config.recipe)
-    for name in ("alpha_grid", "keep"):
-        values[name] = tuple(values[name])
-    return Recipe(**values)
-
-
 def checkpoint_path(config: ConvertConfig, model: Model, target: Format) -> Path:
     """Name the checkpoint of a model, a format, and for int8 formats a calibration and a recipe."""
     label, content = target.name, [model.key, target.name]
     if config.lora is not None:
         content.append([sha256_file(from_root(config.lora)), config.lora_scale])
     if target.has_recipe:
-        recipe = make_recipe(config)
+        recipe = make_recipe(config.recipe)
         label = recipe.name if target.name == "w8a8" else f"{target.name}-{recipe.name}"
         content.append(asdict(recipe))
         if recipe.needs_stats:
@@ -116,7 +108,7 @@ def _convert(
 ) -> Quantized:
     described = model_architecture(model)
     stats = None
-    if target.has_recipe and make_recipe(config).needs_stats:
+    if target.has_recipe and make_recipe(config.recipe).needs_stats:
         _, stats = calibrate_model(config, model)
     with open_sources(model.folder, described, BRANCHES) as plain:
         sources, merged = plain, None
@@ -151,7 +143,7 @@ def decide(
     sources: Mapping[str, BranchSource],
 ) -> ResolvedRecipe:
     """Resolve the recipe: by rule, by searching the smoothing strengths, or by measured damage."""
-    recipe = make_recipe(config)
+    recipe = make_recipe(config.recipe)
     if recipe.method == "auto":
         return resolve_auto(config, recipe, model, described, stats, sources)
     resolved = resolve_recipe(recipe, described, stats, sources, model_key=model.key)

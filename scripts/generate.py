@@ -104,13 +104,14 @@ def find_or_build(config: "GenerateConfig", model: "Model", target: "Format") ->
     Raises:
         UserError: as `scripts.conversion.find_checkpoint`.
     """
-    from scripts.conversion import checkpoint_path, find_checkpoint, make_recipe
+    from scripts.cli import make_recipe
+    from scripts.conversion import checkpoint_path, find_checkpoint
 
     if (
         config.model.build_missing
         and config.calibration.n is None
         and target.has_recipe
-        and make_recipe(config).needs_stats
+        and make_recipe(config.recipe).needs_stats
         and not checkpoint_path(config, model, target).exists()
     ):
         count = config.quick_calibration

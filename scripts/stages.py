@@ -35,7 +35,7 @@ from quant.calibrate import calibrate
 from quant.errors import UserError
 from quant.keys import content_key
 from quant.types import ActStats, Architecture
-from scripts.cli import from_root, terse
+from scripts.cli import from_root, prompt_file, terse
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline
@@ -96,16 +96,6 @@ def model_configs(model: Model) -> dict[str, dict]:
 def model_architecture(model: Model) -> Architecture:
     """Describe the branches; all have the same architecture."""
     return architecture_of(next(iter(model_configs(model).values())))
-
-
-def prompt_file(name: str) -> Path:
-    """Find a prompt set by the name of its file in prompts/, or by its path."""
-    known = from_root("prompts") / f"{name}.jsonl"
-    path = known if known.exists() else Path(name)
-    if not path.exists():
-        sets = ", ".join(sorted(p.stem for p in from_root("prompts").glob("*.jsonl")))
-        raise UserError(f"prompts must be one of {sets}, or a path to a jsonl file, got {name!r}")
-    return path
 
 
 def make_sampler(

@@ -17,6 +17,11 @@ REFUSED = [
     ["quantize", "recpie=smoothquant"],
     ["evaluate", "variant=typo"],
     ["calibrate", "calibration.n=many"],
+    ["quantize", "format=int3"],
+    ["quantize", "recipe.alpha=2"],
+    ["evaluate", "engine=turbo"],
+    ["evaluate", "prompts=none"],
+    ["evaluate", "dtype=int4"],
     ["check_caption", "nowhere.json"],
     ["generate", "variant=int8"],
     ["generate", "nowhere.json"],
@@ -35,3 +40,12 @@ def test_nothing_slow_is_imported(words, code):
     imported = set(re.findall(r"^import time:.*\| +(\w+)$", ended.stderr, re.MULTILINE))
     assert "argparse" in imported or "re" in imported  # the list is there
     assert not imported & set(SLOW)
+
+
+def test_the_choices_of_the_schema_are_the_packages():
+    from conf.schema import CHOICES
+    from models.pipeline import DTYPES
+    from models.sampling import ENGINES
+    from quant.formats.table import FORMATS
+
+    assert CHOICES == {"format": tuple(FORMATS), "engine": ENGINES, "dtype": tuple(DTYPES)}
