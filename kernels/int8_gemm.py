@@ -72,12 +72,12 @@ def accumulate_in_fp32(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     Returns:
         (M, N) fp32 of one slice; several are added in int32.
     """
+    sums = None
     # Autocast would run the product in bf16 and round its result.
     with torch.autocast(x.device.type, enabled=False):
-        slices = zip(x.split(FP32_EXACT_K, 1), w.split(FP32_EXACT_K, 1), strict=True)
-        sums, *more = (torch.mm(x_k.float(), w_k.float().t()) for x_k, w_k in slices)
-    if more:
-        sums = sum((one.to(torch.int32) for one in more), sums.to(torch.int32))
+        for x_k, w_k in zip(x.split(FP32_EXACT_K, 1), w.split(FP32_EXACT_K, 1), strict=True):
+            one = torch.mm(x_k.float(), w_k.float().t())
+            sums = one if sums is None else sums.to(torch.int32).add_(one.to(torch.int32))
     return sums
 
 
