@@ -43,8 +43,8 @@ demo: $(STAMP) ## quantize the mini model, compare bf16, int8 and fused_int8: ta
 tables: $(STAMP) ## the papers' nine tables from the committed rows; results=outputs/results: from yours
 	@$(PY) scripts/reproduce.py $(if $(results),'results=$(results)')
 
-test: check ## lint, formatting and all tests (tests marked gpu are skipped without a GPU)
-	@$(PY) -m pytest
+test: check ## lint, formatting and all tests, two processes (those marked gpu need a GPU)
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 check: $(STAMP) ## lint and formatting only; edits nothing
 	@$(PY) -m ruff check .
