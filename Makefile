@@ -7,6 +7,10 @@ PYTHON ?= python3
 #   make venv TORCH_ARGS="--index-url <address>"
 TORCH_ARGS ?=
 
+# Python puts no folder of its own accord first on its path: the packages of the tree are imported as
+# dit8.quant, ..., and a package called `kernels` is Hugging Face's.
+export PYTHONSAFEPATH := 1
+
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from eval.records import Interval, SampleKey
-from eval.stats import mean_interval, paired_interval
-from quant.errors import UserError
+from dit8.eval.records import Interval, SampleKey
+from dit8.eval.stats import mean_interval, paired_interval
+from dit8.quant.errors import UserError
 
 MEANS = ("latent_error", "psnr", "ssim")  # measured against the reference's pictures
 DELTAS = ("ocr_exact", "ocr_ned")  # measured alone; the table has the difference to the reference

@@ -8,7 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from eval.ablation import (
+from dit8.eval.ablation import (
     BASE,
     HELPS,
     HURTS,
@@ -18,8 +18,8 @@ from eval.ablation import (
     UNDECIDED,
     Entry,
 )
-from eval.records import Interval
-from eval.stats import LEVEL
+from dit8.eval.records import Interval
+from dit8.eval.stats import LEVEL
 
 CHANGE = "latent_error_change"
 COLUMNS = (

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from eval.records import Interval, Prompt
-from eval.stats import wilson_interval
-from quant.errors import UserError
+from dit8.eval.records import Interval, Prompt
+from dit8.eval.stats import wilson_interval
+from dit8.quant.errors import UserError
 
 
 def text_accuracy(rows: pd.DataFrame, prompts: Sequence[Prompt]) -> Interval:

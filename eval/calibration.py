@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.deployment import RESOLUTIONS, TEXT_TOKENS, Key, Measured, Times, image_tokens
-from eval.gpus import Gpu
-from eval.model_runs import best_first
-from eval.roofline import Fraction, amount, peak
-from models.work import (
+from dit8.eval.deployment import RESOLUTIONS, TEXT_TOKENS, Key, Measured, Times, image_tokens
+from dit8.eval.gpus import Gpu
+from dit8.eval.model_runs import best_first
+from dit8.eval.roofline import Fraction, amount, peak
+from dit8.models.work import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,
@@ -33,7 +33,7 @@ from models.work import (
     VARIANTS,
     step_work,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 # what is read of the two tables, and the column of numbers in each
 GEMM_COLUMNS = ("run_id", "gpu", "path", "shape", "m", "n", "k", "mode", "p50_ms")

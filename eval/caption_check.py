@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from eval.captions import (
+from dit8.eval.captions import (
     BOX_MAX,
     COLOR_PATTERN,
     ELEMENT_COLORS,
@@ -30,7 +30,7 @@ from eval.captions import (
     lone_surrogate,
     style_kind,
 )
-from eval.json_text import tokens
+from dit8.eval.json_text import tokens
 
 # a surrogate pair is one character in two escapes
 ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.")

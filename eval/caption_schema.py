@@ -8,7 +8,7 @@ there to add. That ymin lies below ymax no JSON Schema can say; the answer is ch
 
 from typing import Any
 
-from eval.captions import Caption
+from dit8.eval.captions import Caption
 
 DROPPED = ("title", "description", "default", "discriminator")  # annotations and pydantic's own
 NULL = {"type": "null"}

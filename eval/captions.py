@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 ROOT = "caption"  # the path of the whole object
 BOX_MAX = 1000

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from eval.exact_match import delta_interval
-from eval.records import Interval, Sample, SampleKey
-from eval.scorers import SCORERS, get_scorer
-from eval.scorers.ocr import OcrScorer
-from eval.stats import MIN_PROMPTS, mean_interval
-from eval.table import align, format_interval, values_by_key
+from dit8.eval.exact_match import delta_interval
+from dit8.eval.records import Interval, Sample, SampleKey
+from dit8.eval.scorers import SCORERS, get_scorer
+from dit8.eval.scorers.ocr import OcrScorer
+from dit8.eval.stats import MIN_PROMPTS, mean_interval
+from dit8.eval.table import align, format_interval, values_by_key
 
 
 @dataclass(frozen=True)

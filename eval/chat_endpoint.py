@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that may pass by themselves
 MAX_ANSWER_BYTES = 4 << 20  # a caption has 2-4 kB

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from models.torchvision_shim import import_torchvision
-from quant.errors import UserError
+from dit8.models.torchvision_shim import import_torchvision
+from dit8.quant.errors import UserError
 
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
 # In the order in which open_clip takes them, so that the file hashed is the file loaded.

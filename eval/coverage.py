@@ -21,10 +21,10 @@ from functools import lru_cache
 import numpy as np
 import scipy
 
-from eval.coverage_cases import CLUSTERS, EXACT, INTERVAL, SCORES, Case, draw_block
-from eval.equivalence import ALPHA, score_tost_p, skewed_tost_p, tost_p, worst_case_tost_p
-from eval.exact_match import FEW, FEW_SHARES, adjusted_wald, newcombe
-from eval.stats import BATCH, LEVEL, RESAMPLES
+from dit8.eval.coverage_cases import CLUSTERS, EXACT, INTERVAL, SCORES, Case, draw_block
+from dit8.eval.equivalence import ALPHA, score_tost_p, skewed_tost_p, tost_p, worst_case_tost_p
+from dit8.eval.exact_match import FEW, FEW_SHARES, adjusted_wald, newcombe
+from dit8.eval.stats import BATCH, LEVEL, RESAMPLES
 
 BLOCK = 1000  # experiments at once: 80 MB of resampled means
 

@@ -8,11 +8,11 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from eval.coverage import Cell
-from eval.coverage_cases import CHANGES, CLUSTERS, EXACT, INTERVAL, PROMPTS, SCORES, TOST
-from eval.equivalence import ALPHA
-from eval.exact_match import FEW, FEW_SHARES
-from eval.stats import LEVEL
+from dit8.eval.coverage import Cell
+from dit8.eval.coverage_cases import CHANGES, CLUSTERS, EXACT, INTERVAL, PROMPTS, SCORES, TOST
+from dit8.eval.equivalence import ALPHA
+from dit8.eval.exact_match import FEW, FEW_SHARES
+from dit8.eval.stats import LEVEL
 
 COLUMNS = (
     *("question", "data", "n", "changed", "upward", "margin", "method", "used", "experiments"),

@@ -8,10 +8,10 @@ same tables give the same cells.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.gpus import Gpu
-from eval.roofline import ROOF, break_even, time_ms
-from models.footprint import needed_bytes
-from models.work import VARIANTS, Execution, image_work, step_work
+from dit8.eval.gpus import Gpu
+from dit8.eval.roofline import ROOF, break_even, time_ms
+from dit8.models.footprint import needed_bytes
+from dit8.models.work import VARIANTS, Execution, image_work, step_work
 
 RESOLUTIONS = (1024, 768)
 TEXT_TOKENS = 300

@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from eval.deployment import (
+from dit8.eval.deployment import (
     BASE,
     BEST,
     RESOLUTIONS,
@@ -17,10 +17,10 @@ from eval.deployment import (
     Cell,
     Gain,
 )
-from eval.gpus import Gpu
-from eval.roofline import Fraction
-from models.footprint import CONTEXT_BYTES
-from models.work import VARIANTS
+from dit8.eval.gpus import Gpu
+from dit8.eval.roofline import Fraction
+from dit8.models.footprint import CONTEXT_BYTES
+from dit8.models.work import VARIANTS
 
 MISSING = "not measured"
 COMMANDS = "`python scripts/bench_gemm.py` and `python scripts/bench_model.py`"

@@ -35,8 +35,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from eval.exact_match import FEW, Values, is_fourfold, mcnemar, share_differences
-from eval.stats import prompt_differences
+from dit8.eval.exact_match import FEW, Values, is_fourfold, mcnemar, share_differences
+from dit8.eval.stats import prompt_differences
 
 ALPHA = 0.05
 

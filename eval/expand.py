@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
-from eval.caption_check import deviations
-from eval.captions import Text, canonical, parse
-from eval.quotes import quoted
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from quant.keys import content_key
+from dit8.eval.caption_check import deviations
+from dit8.eval.captions import Text, canonical, parse
+from dit8.eval.quotes import quoted
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.quant.keys import content_key
 
 
 class Expander(Protocol):

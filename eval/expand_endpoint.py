@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eval.caption_schema import caption_schema
-from eval.chat_endpoint import KEY, MODEL, URL, Endpoint, ask, endpoint_from
-from eval.expand import review
-from quant.errors import UserError
-from quant.keys import content_key
+from dit8.eval.caption_schema import caption_schema
+from dit8.eval.chat_endpoint import KEY, MODEL, URL, Endpoint, ask, endpoint_from
+from dit8.eval.expand import review
+from dit8.quant.errors import UserError
+from dit8.quant.keys import content_key
 
 ROUNDS = 3  # the first answer and two mended ones
 SHOWN = 20  # deviations shown to the model at once

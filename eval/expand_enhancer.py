@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from eval.expand import review
-from models.torchvision_shim import import_torchvision
-from quant.errors import UserError
-from quant.keys import content_key, files_sha256
+from dit8.eval.expand import review
+from dit8.models.torchvision_shim import import_torchvision
+from dit8.quant.errors import UserError
+from dit8.quant.keys import content_key, files_sha256
 
 TRIES = 3
 HEAD_REPOSITORY = "diffusers/qwen3-vl-8b-instruct-lm-head"  # as an error of diffusers names it
@@ -114,7 +114,7 @@ def _load(model: Path, head: Path, device: str, dtype: str) -> tuple[Any, Any, A
     )
     from transformers import AutoTokenizer, Qwen3VLModel
 
-    from models.pipeline import resolve_device, torch_dtype
+    from dit8.models.pipeline import resolve_device, torch_dtype
 
     encoder = Qwen3VLModel.from_pretrained(
         model / "text_encoder", dtype=torch_dtype(dtype), local_files_only=True

@@ -14,10 +14,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from eval.quotes import lettering
-from models.poster_type import FACES, text_width_px
-from models.poster_words import DIGITS, LETTERS
-from models.posters import (
+from dit8.eval.quotes import lettering
+from dit8.models.poster_type import FACES, text_width_px
+from dit8.models.poster_words import DIGITS, LETTERS
+from dit8.models.posters import (
     COLORS,
     GRID,
     HARD_BACKGROUNDS,
@@ -28,7 +28,7 @@ from models.posters import (
     caption_json,
     contrast,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 CELL_PX = IMAGE_PX / GRID
 WIDEST_PX = IMAGE_PX - 3 * CELL_PX

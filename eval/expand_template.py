@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from eval.captions import ArtStyle, Caption, Composition, Obj, PhotoStyle, Text, canonical
-from eval.quotes import lettering
+from dit8.eval.captions import ArtStyle, Caption, Composition, Obj, PhotoStyle, Text, canonical
+from dit8.eval.quotes import lettering
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.ledger import Layout
-from eval.stats import latency_percentiles
+from dit8.eval.ledger import Layout
+from dit8.eval.stats import latency_percentiles
 
 # (N, K) of Ideogram 4's linears; ffn_up2 is w1 and w3 as one, the way the engine runs them
 SHAPES = {

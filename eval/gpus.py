@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 # Integer matrix instructions that Triton 3.6 and 3.7 emit for an int8 dot, on any card.
 EMITTED = ("mma.sync", "wgmma")

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from eval.images import load_pair, load_rgb
-from eval.pairing import pair_samples
-from eval.runs import Run
-from quant.atomic import write_atomically
+from dit8.eval.images import load_pair, load_rgb
+from dit8.eval.pairing import pair_samples
+from dit8.eval.runs import Run
+from dit8.quant.atomic import write_atomically
 
 LABEL_PX = 24
 GAP_PX = 6

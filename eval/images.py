@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 
 def load_rgb(path: Path | str) -> np.ndarray:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from eval.records import Interval, SampleKey
-from eval.scorers import get_scorer
-from eval.stats import mean_interval, paired_interval
-from quant.errors import UserError
+from dit8.eval.records import Interval, SampleKey
+from dit8.eval.scorers import get_scorer
+from dit8.eval.stats import mean_interval, paired_interval
+from dit8.quant.errors import UserError
 
 
 @dataclass(frozen=True)

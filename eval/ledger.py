@@ -19,9 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-from eval.records import RunKey, Sample
-from quant.atomic import write_atomically
-from quant.errors import UserError
+from dit8.eval.records import RunKey, Sample
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 _RUN_COLUMNS = tuple(RunKey.__dataclass_fields__)
 

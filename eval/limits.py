@@ -23,15 +23,15 @@ from typing import Any
 
 import pandas as pd
 
-from eval.ablation import Run
-from eval.exact_match import Values, delta_interval, discordant_interval
-from eval.margins import Margin
-from eval.records import Interval
-from eval.scorers import get_scorer
-from eval.stats import mean_interval, paired_interval, prompt_differences
-from eval.table import values_by_key
-from eval.verdict import Comparison, Verdict, compare, conclude
-from quant.errors import UserError
+from dit8.eval.ablation import Run
+from dit8.eval.exact_match import Values, delta_interval, discordant_interval
+from dit8.eval.margins import Margin
+from dit8.eval.records import Interval
+from dit8.eval.scorers import get_scorer
+from dit8.eval.stats import mean_interval, paired_interval, prompt_differences
+from dit8.eval.table import values_by_key
+from dit8.eval.verdict import Comparison, Verdict, compare, conclude
+from dit8.quant.errors import UserError
 
 REFERENCE = "bf16"
 VARIANTS = ("fp8", "q8_0", "q4_k", "int8")

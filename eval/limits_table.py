@@ -7,7 +7,7 @@ another one without that is named as not shown to differ.
 
 from collections.abc import Sequence
 
-from eval.limits import (
+from dit8.eval.limits import (
     DEFAULT,
     JUDGES,
     RECIPE,
@@ -19,10 +19,10 @@ from eval.limits import (
     Judged,
     Level,
 )
-from eval.records import Interval
-from eval.stats import LEVEL
-from eval.table import align, format_interval
-from eval.verdict import EQUIVALENT, UNDECIDED
+from dit8.eval.records import Interval
+from dit8.eval.stats import LEVEL
+from dit8.eval.table import align, format_interval
+from dit8.eval.verdict import EQUIVALENT, UNDECIDED
 
 ABSENT = "not measured"
 COMMAND = "python scripts/limits.py --run hardware=cuda"

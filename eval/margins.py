@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 PATH = Path(__file__).resolve().parents[1] / "conf" / "margins.yaml"
 FIELDS = ("margin", "unit", "reason")

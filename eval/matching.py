@@ -16,7 +16,7 @@ import numpy as np
 import scipy
 from rapidfuzz.distance import Levenshtein
 
-from eval.reading import Box, Reading
+from dit8.eval.reading import Box, Reading
 
 # two boxes are on one line when they overlap vertically by this share of the smaller height
 LINE_OVERLAP = 0.5

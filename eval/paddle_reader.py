@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from eval import rapid_reader
-from eval.provenance import installed_versions
-from eval.rapid_reader import DETECTOR_SIDE_PX, MODEL_FILES, Found
+from dit8.eval import rapid_reader
+from dit8.eval.provenance import installed_versions
+from dit8.eval.rapid_reader import DETECTOR_SIDE_PX, MODEL_FILES, Found
 
 PACKAGES = ("paddleocr", "paddlex", "onnxruntime", "rapidocr")
 INSTALL = "pip install -c constraints.txt -e '.[paddle]'"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from eval.records import Sample, SampleKey
-from quant.errors import UserError
+from dit8.eval.records import Sample, SampleKey
+from dit8.quant.errors import UserError
 
 
 def pair_samples(

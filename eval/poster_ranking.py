@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from eval.score_text import content_in_words
-from eval.stats import wilson_interval
-from models.poster_drawing import draw_poster
-from models.poster_variants import PERTURBATIONS, perturbed_picture
-from models.posters import Poster, caption
+from dit8.eval.score_text import content_in_words
+from dit8.eval.stats import wilson_interval
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.poster_variants import PERTURBATIONS, perturbed_picture
+from dit8.models.posters import Poster, caption
 
 # pictures and one text for each -> float (n,)
 ScorePictures = Callable[[Sequence[Image.Image], Sequence[str]], np.ndarray]

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import scipy
 
-from eval.equivalence import ALPHA
-from eval.stats import MIN_PROMPTS
-from quant.errors import UserError
+from dit8.eval.equivalence import ALPHA
+from dit8.eval.stats import MIN_PROMPTS
+from dit8.quant.errors import UserError
 
 POWER = 0.8
 MOST = 1_000_000  # prompts; nobody draws more pictures than this for one comparison

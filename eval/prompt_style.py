@@ -9,10 +9,10 @@ sentences lose is layout, colours and style, which is the point.
 import json
 from dataclasses import replace
 
-from eval.prompts import caption_texts
-from eval.quotes import quoted
-from eval.records import Prompt
-from quant.errors import UserError
+from dit8.eval.prompts import caption_texts
+from dit8.eval.quotes import quoted
+from dit8.eval.records import Prompt
+from dit8.quant.errors import UserError
 
 STYLES = ("json", "raw")
 

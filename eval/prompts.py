@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.records import Prompt
-from quant.errors import UserError
+from dit8.eval.records import Prompt
+from dit8.quant.errors import UserError
 
 ROW_KEYS = {"id", "caption", "texts", "seed"}
 OPTIONAL_KEYS = ("idea", "category")

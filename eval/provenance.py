@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from quant.errors import UserError
-from quant.keys import file_sha256
+from dit8.quant.errors import UserError
+from dit8.quant.keys import file_sha256
 
 PACKAGES = (
     *("torch", "triton", "diffusers", "transformers", "safetensors"),

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.provenance import installed_versions
-from quant.errors import UserError
+from dit8.eval.provenance import installed_versions
+from dit8.quant.errors import UserError
 
 PACKAGES = ("rapidocr", "onnxruntime")
 INSTALL = "pip install -c constraints.txt -e '.[ocr]'"

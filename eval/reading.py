@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from eval import paddle_reader, rapid_reader
-from eval.images import load_rgb
-from quant.errors import UserError
+from dit8.eval import paddle_reader, rapid_reader
+from dit8.eval.images import load_rgb
+from dit8.quant.errors import UserError
 
 PAD_PX = 48
 READERS = {"rapidocr": rapid_reader, "paddleocr": paddle_reader}

@@ -11,8 +11,8 @@ best between cards whose balance of arithmetic, cache and bandwidth is alike.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from eval.gpus import Gpu
-from models.work import (
+from dit8.eval.gpus import Gpu
+from dit8.models.work import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,

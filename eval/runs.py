@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eval.records import Prompt, RunKey, Sample
-from models.generate import find_sample
-from quant.atomic import write_atomically
-from quant.errors import UserError
+from dit8.eval.records import Prompt, RunKey, Sample
+from dit8.models.generate import find_sample
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 RECORD = "run.json"
 

@@ -18,8 +18,8 @@ and a box becomes the row and the column, of ten each, in which its centre lies.
 import json
 from typing import Any
 
-from eval.records import Sample
-from quant.errors import UserError
+from dit8.eval.records import Sample
+from dit8.quant.errors import UserError
 
 CELLS = 10  # rows and columns of the grid that places are named by
 BOX_UNITS = 1000  # a bbox is in thousandths of the side

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from eval.score_text import MODES
-from eval.scorers import Scorer, get_scorer
-from quant.errors import UserError
+from dit8.eval.score_text import MODES
+from dit8.eval.scorers import Scorer, get_scorer
+from dit8.quant.errors import UserError
 
 SETTABLE = ("backbone", "checkpoint", "sha256", "score_text", "device")  # fields of some scorers
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from eval.ledger import SCORES, read_table, score_rows, upsert
-from eval.pairing import pair_samples
-from eval.records import Sample
-from eval.runs import Run
-from eval.scorer_record import (
+from dit8.eval.ledger import SCORES, read_table, score_rows, upsert
+from dit8.eval.pairing import pair_samples
+from dit8.eval.records import Sample
+from dit8.eval.runs import Run
+from dit8.eval.scorer_record import (
     FAILED,
     MEASURED,
     NOT_MEASURED,
@@ -27,10 +27,10 @@ from eval.scorer_record import (
     read_entries,
     write_entry,
 )
-from eval.scorer_settings import DEFAULTS, Settings, configure_all
-from eval.scorers import Scorer
-from eval.scorers.ocr import OcrScorer
-from quant.errors import UserError
+from dit8.eval.scorer_settings import DEFAULTS, Settings, configure_all
+from dit8.eval.scorers import Scorer
+from dit8.eval.scorers.ocr import OcrScorer
+from dit8.quant.errors import UserError
 
 TIMINGS = ("seconds",)  # scores that differ when a picture is drawn again
 # a value may leave its range by rounding: 1 + 2 ** -52 of a structural similarity, for example

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy
 
-from eval.pairing import name_keys
-from eval.records import Interval, SampleKey
-from quant.errors import UserError
+from dit8.eval.pairing import name_keys
+from dit8.eval.records import Interval, SampleKey
+from dit8.quant.errors import UserError
 
 LEVEL = 0.95
 RESAMPLES = 9999

@@ -8,7 +8,7 @@ reference drawn under the same setting.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.scorers import get_scorer
+from dit8.eval.scorers import get_scorer
 
 
 def render_sweep(documents: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

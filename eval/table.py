@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from eval.exact_match import delta_interval
-from eval.records import Interval, SampleKey
-from eval.scorers import get_scorer
-from eval.stats import mean_interval
-from quant.errors import UserError
+from dit8.eval.exact_match import delta_interval
+from dit8.eval.records import Interval, SampleKey
+from dit8.eval.scorers import get_scorer
+from dit8.eval.stats import mean_interval
+from dit8.quant.errors import UserError
 
 
 @dataclass(frozen=True)

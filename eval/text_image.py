@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.clip_models import Backbone, load_tokenizer, load_towers, missing_packages
-from eval.images import load_rgb
-from eval.records import Sample
-from eval.score_text import score_text
-from eval.weight_files import verified_sha256
-from quant.errors import UserError
+from dit8.eval.clip_models import Backbone, load_tokenizer, load_towers, missing_packages
+from dit8.eval.images import load_rgb
+from dit8.eval.records import Sample
+from dit8.eval.score_text import score_text
+from dit8.eval.weight_files import verified_sha256
+from dit8.quant.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.equivalence import ALPHA, difference_p, discordant_tost, holm, tost
-from eval.exact_match import SHARE, Values, delta_interval
-from eval.margins import Margin
-from eval.power import prompts_needed
-from eval.records import Interval
-from eval.scorers import Scorer, get_scorer
-from eval.stats import prompt_differences
-from quant.errors import UserError
+from dit8.eval.equivalence import ALPHA, difference_p, discordant_tost, holm, tost
+from dit8.eval.exact_match import SHARE, Values, delta_interval
+from dit8.eval.margins import Margin
+from dit8.eval.power import prompts_needed
+from dit8.eval.records import Interval
+from dit8.eval.scorers import Scorer, get_scorer
+from dit8.eval.stats import prompt_differences
+from dit8.quant.errors import UserError
 
 EQUIVALENT, WORSE, BETTER, UNDECIDED = "equivalent", "worse", "better", "not decided"
 WORST_FIRST = (WORSE, UNDECIDED, BETTER, EQUIVALENT)  # the first that a score has decides

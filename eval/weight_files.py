@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.provenance import sha256_file
-from quant.errors import UserError
+from dit8.eval.provenance import sha256_file
+from dit8.quant.errors import UserError
 
 BLOB = re.compile(r"[0-9a-f]{64}")
 

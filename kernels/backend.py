@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 # int8 mma.sync m16n8k32, which the tiles are made of, exists from sm_80 on.
 OLDEST_CAPABILITY = (8, 0)

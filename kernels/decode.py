@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-from kernels.backend import OLDEST_CAPABILITY
+from dit8.kernels.backend import OLDEST_CAPABILITY
 
 # format -> elements of its stored tensors for a weight (N, K)
 SIZES: dict[str, Callable[[int, int], tuple[int, ...]]] = {
@@ -45,7 +45,7 @@ def decode_into(name: str, stored: Sequence[torch.Tensor], weight: torch.Tensor)
         ValueError: an unknown name, or tensors of other sizes or dtypes; a kernel would read beyond
             their ends.
     """
-    from kernels.decode_triton import choose_config, launch
+    from dit8.kernels.decode_triton import choose_config, launch
 
     if name not in SIZES:
         raise ValueError(f"decode_into: name must be among {', '.join(SIZES)}, got {name!r}")

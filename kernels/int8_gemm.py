@@ -26,7 +26,7 @@ from collections.abc import Mapping
 
 import torch
 
-from kernels.backend import backend_name
+from dit8.kernels.backend import backend_name
 
 K_MAX = (2**31 - 1) // 127**2  # 133,144
 OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -239,8 +239,8 @@ def _check(op, x, x_scale, w, w_scale, bias, out_dtype, gate=None, residual=None
 def _run(op: str, out: torch.Tensor, x, x_scale, w, w_scale, bias=None, gate=None, residual=None):
     """Launch the kernel that fits operands and GPU, writing `out`."""
     backend_name(x.device)  # raises where no kernel can run: there is no other path to take
-    from kernels import int8_gemm_tma, int8_gemm_triton
-    from kernels.tiles import choose
+    from dit8.kernels import int8_gemm_tma, int8_gemm_triton
+    from dit8.kernels.tiles import choose
 
     if out.numel() == 0:
         return out

@@ -8,7 +8,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.int8_gemm_gluon import int8_gemm_tma_kernel
+from dit8.kernels.int8_gemm_gluon import int8_gemm_tma_kernel
 
 SHARED_BYTES = 226 * 1024  # of the 227 KiB that a block may use, 1 for the barriers
 LINE = 128  # bytes of one line of the swizzle that wgmma reads without bank conflicts

@@ -19,8 +19,8 @@ of about 40, at (4396, 4608) 142 MB instead of 0.8 GB, four times a block.
 
 import torch
 
-from kernels.backend import backend_name
-from kernels.quant_rows import X_DTYPES, check_before_codes, describe, quant_rows_reference
+from dit8.kernels.backend import backend_name
+from dit8.kernels.quant_rows import X_DTYPES, check_before_codes, describe, quant_rows_reference
 
 Tensor = torch.Tensor
 MaybeTensor = torch.Tensor | None
@@ -75,7 +75,7 @@ def _check(op: str, rows: dict[str, Tensor], vectors: dict[str, Tensor]) -> None
 def _launch(h, eps, *, y=None, weight=None, gate=None, norm=None, codes=None, smooth=None, rot=0):
     """Run the Triton kernel; returns (h', values, codes, x_scale), None for what is not asked."""
     backend_name(h.device)  # raises where the kernel cannot run: there is no other path to take
-    from kernels.norms_triton import choose_config, launch
+    from dit8.kernels.norms_triton import choose_config, launch
 
     def empty(dtype, shape=h.shape):
         return torch.empty(shape, dtype=dtype, device=h.device)

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import quant_rows_triton
-from kernels.quant_rows_triton import (
+from dit8.kernels import quant_rows_triton
+from dit8.kernels.quant_rows_triton import (
     Config,
     finish_largest,
     load_chunk,

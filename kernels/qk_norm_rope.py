@@ -15,8 +15,8 @@ out of the (M, 3 heads d) rows: attention takes them as strided views.
 
 import torch
 
-from kernels.backend import backend_name
-from kernels.quant_rows import X_DTYPES, describe
+from dit8.kernels.backend import backend_name
+from dit8.kernels.quant_rows import X_DTYPES, describe
 
 
 def qk_norm_rope_reference(
@@ -90,7 +90,7 @@ def _qk_norm_rope(
 @_qk_norm_rope.register_kernel("cuda")
 def _qk_norm_rope_cuda(qkv, q_weight, k_weight, cos, sin, heads, eps):
     backend_name(qkv.device)  # raises where the kernel cannot run: there is no other path to take
-    from kernels.qk_norm_rope_triton import choose_config, launch
+    from dit8.kernels.qk_norm_rope_triton import choose_config, launch
 
     with torch.cuda.device(qkv.device):
         launch(qkv, q_weight, k_weight, cos, sin, heads, eps, choose_config(cos.shape[1]))

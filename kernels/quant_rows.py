@@ -20,8 +20,8 @@ would write and read the row once more in fp32: 8 bytes a value for 3.
 
 import torch
 
-from kernels.backend import backend_name
-from quant.rotate import LARGEST_GROUP, is_group, rotate
+from dit8.kernels.backend import backend_name
+from dit8.quant.rotate import LARGEST_GROUP, is_group, rotate
 
 X_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -121,7 +121,7 @@ def _quant_rows(
 @_quant_rows.register_kernel("cuda")
 def _quant_rows_cuda(x, smooth, rotation=0):
     backend_name(x.device)  # raises where the kernel cannot run: there is no other path to take
-    from kernels.quant_rows_triton import choose_config, launch
+    from dit8.kernels.quant_rows_triton import choose_config, launch
 
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)

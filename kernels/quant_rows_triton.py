@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.hadamard_triton import rotate_chunk
+from dit8.kernels.hadamard_triton import rotate_chunk
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kernels.int8_gemm_triton import Config
+    from dit8.kernels.int8_gemm_triton import Config
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def configs_for(
 
     Imports Triton, which the module itself does not.
     """
-    from kernels.int8_gemm_triton import CONFIGS
+    from dit8.kernels.int8_gemm_triton import CONFIGS
 
     epilogue = {"swiglu": swiglu, "has_residual": has_residual}
     return tuple(config for config in CONFIGS if obstacle(config, capability, **epilogue) is None)

@@ -14,8 +14,8 @@ row quantization as separate ops move 17: at (4396, 12288) 0.27 GB instead of 0.
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import backend_name
-from kernels.quant_rows import X_DTYPES, check_before_codes, describe, quant_rows_reference
+from dit8.kernels.backend import backend_name
+from dit8.kernels.quant_rows import X_DTYPES, check_before_codes, describe, quant_rows_reference
 
 
 def swiglu_reference(u: torch.Tensor) -> torch.Tensor:  # (M, 2F) -> (M, F) float32
@@ -41,7 +41,7 @@ def _swiglu(u: torch.Tensor) -> torch.Tensor:
 @_swiglu.register_kernel("cuda")
 def _swiglu_cuda(u):
     backend_name(u.device)  # raises where the kernel cannot run: there is no other path to take
-    from kernels.swiglu_triton import choose_config, launch
+    from dit8.kernels.swiglu_triton import choose_config, launch
 
     values = u.new_empty(u.shape[0], u.shape[1] // 2)
     with torch.cuda.device(u.device):
@@ -81,7 +81,7 @@ def _swiglu_quant(
 @_swiglu_quant.register_kernel("cuda")
 def _swiglu_quant_cuda(u, smooth, rotation):
     backend_name(u.device)
-    from kernels.swiglu_triton import choose_config, launch
+    from dit8.kernels.swiglu_triton import choose_config, launch
 
     codes = u.new_empty(u.shape[0], u.shape[1] // 2, dtype=torch.int8)
     x_scale = u.new_empty(u.shape[0], dtype=torch.float32)

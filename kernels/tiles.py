@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from kernels.int8_gemm_tma import SHAPES, TmaConfig, offered, processors_of
-from kernels.int8_gemm_triton import Config
-from kernels.shipped import obstacle
-from quant.errors import UserError
+from dit8.kernels.int8_gemm_tma import SHAPES, TmaConfig, offered, processors_of
+from dit8.kernels.int8_gemm_triton import Config
+from dit8.kernels.shipped import obstacle
+from dit8.quant.errors import UserError
 
 FOLDER = Path(__file__).parent / "tuned"
 OPS = ("gemm", "swiglu")

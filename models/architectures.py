@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from models import flux, ideogram4
-from quant.errors import UserError
-from quant.types import Architecture
+from dit8.models import flux, ideogram4
+from dit8.quant.errors import UserError
+from dit8.quant.types import Architecture
 
 # class of the transformer -> its description, from its configuration
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {

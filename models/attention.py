@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -22,12 +22,12 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from eval.score_text import CELLS
-from models.mini_tokenizer import WORDS
-from models.posters import IMAGE_PX
-from models.torchvision_shim import import_torchvision
-from models.training.checkpoint import save_weights
-from quant.atomic import write_atomically
+from dit8.eval.score_text import CELLS
+from dit8.models.mini_tokenizer import WORDS
+from dit8.models.posters import IMAGE_PX
+from dit8.models.torchvision_shim import import_torchvision
+from dit8.models.training.checkpoint import save_weights
+from dit8.quant.atomic import write_atomically
 
 START, END, PAD = "<start>", "<end>", "<pad>"
 CONTEXT = 64  # the longest content of a poster has 42 tokens

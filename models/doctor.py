@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from models.machine import Row, machine_rows, torch_rows
-from models.requirements import (
+from dit8.models.machine import Row, machine_rows, torch_rows
+from dit8.models.requirements import (
     check_requirement,
     install_command,
     lacking,
@@ -90,8 +90,8 @@ def read_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
 @cache
 def _model_states(root: Path) -> dict[str, tuple[bool, str]]:
     """Look at every configured model: whether it can be opened, and what it is or needs."""
-    from models.model_folder import INDEX, inspect_folder
-    from quant.errors import UserError
+    from dit8.models.model_folder import INDEX, inspect_folder
+    from dit8.quant.errors import UserError
 
     states = {}
     for name, config in read_configs(root / "conf" / "model").items():
@@ -169,7 +169,7 @@ def _has_checkpoint(root: Path, models: Iterable[str], kind: str) -> bool:
 
 def scorer_rows() -> list[Row]:
     """List every scorer and what it lacks: packages, or weights that are not in the caches."""
-    from eval.scorers import SCORERS
+    from dit8.eval.scorers import SCORERS
 
     rows = []
     for name, scorer in SCORERS.items():

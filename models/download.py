@@ -15,10 +15,10 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from models.hub import Listing, RemoteFile, get_file
-from models.model_folder import INDEX
-from quant.atomic import write_atomically
-from quant.errors import UserError
+from dit8.models.hub import Listing, RemoteFile, get_file
+from dit8.models.model_folder import INDEX
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 RECORD = "download.json"
 PARTS = ".download"

@@ -24,13 +24,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernels.backend import backend_name
-from models.attention import check_backend, choose_attention
-from models.engine_block import Block, run_blocks
-from models.engine_graph import capture
-from models.engine_tables import Modulation, positions, rotary, tabulate_modulation
-from models.memory import enough_memory
-from quant.errors import UserError
+from dit8.kernels.backend import backend_name
+from dit8.models.attention import check_backend, choose_attention
+from dit8.models.engine_block import Block, run_blocks
+from dit8.models.engine_graph import capture
+from dit8.models.engine_tables import Modulation, positions, rotary, tabulate_modulation
+from dit8.models.memory import enough_memory
+from dit8.quant.errors import UserError
 
 LAYOUTS_KEPT = 2  # captions alternate between few lengths at most; each graph takes memory
 TEXT_ROW, IMAGE_ROW = 0, 1  # of embed_image_indicator

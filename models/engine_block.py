@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kernels.int8_gemm import int8_gemm_swiglu
-from kernels.norms import (
+from dit8.kernels.int8_gemm import int8_gemm_swiglu
+from dit8.kernels.norms import (
     gated_residual,
     gated_residual_norm,
     gated_residual_norm_quant,
     modulated_norm,
     modulated_norm_quant,
 )
-from kernels.qk_norm_rope import qk_norm_rope_
-from kernels.swiglu import swiglu, swiglu_quant
-from models.attention import attend
-from models.engine_linear import Projection, Rows, project
+from dit8.kernels.qk_norm_rope import qk_norm_rope_
+from dit8.kernels.swiglu import swiglu, swiglu_quant
+from dit8.models.attention import attend
+from dit8.models.engine_linear import Projection, Rows, project
 
 Attention = Mapping[tuple[int, int], str | None]  # (samples, rows of each) -> backend
 

@@ -18,7 +18,7 @@ Text is attended to in its whole padded length, so every row counts and there is
 `context_embedder` goes with the other embedders, quantized only by recipes that ask for the rest.
 """
 
-from quant.types import Architecture, Group, StoredLinear
+from dit8.quant.types import Architecture, Group, StoredLinear
 
 BRANCHES = {"transformer": "transformer"}
 

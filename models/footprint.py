@@ -5,7 +5,7 @@ is live at the widest moment of a forward. Text encoder and VAE are staged: they
 before and after and are not counted. A linear in int8 costs N K + 4 N bytes, its codes and scales.
 """
 
-from models.work import BF16, IDEOGRAM4, INT8, INT32, TEXT_SLOTS, Execution, Sizes
+from dit8.models.work import BF16, IDEOGRAM4, INT8, INT32, TEXT_SLOTS, Execution, Sizes
 
 CONTEXT_BYTES = 0.5e9  # an assumption: CUDA's context, cuBLAS workspaces, the allocator's slack
 SCALE_BYTES = 4  # fp32, one an output channel

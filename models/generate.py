@@ -18,15 +18,15 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from safetensors.torch import save_file
 
-from eval.records import Prompt, Sample
-from models.chat import encode_chat
-from models.memory import enough_memory
-from models.threads import THREADS
-from quant.atomic import write_atomically
-from quant.errors import UserError
+from dit8.eval.records import Prompt, Sample
+from dit8.models.chat import encode_chat
+from dit8.models.memory import enough_memory
+from dit8.models.threads import THREADS
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 if TYPE_CHECKING:
-    from models.sampling import Engine
+    from dit8.models.sampling import Engine
 
 METADATA_KEY = "dit8"
 PATCH_PX = 16  # VAE 8x and 2 x 2 patches

@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-from models.model_folder import INDEX, components
-from quant.errors import UserError
+from dit8.models.model_folder import INDEX, components
+from dit8.quant.errors import UserError
 
 # fp8 and nf4 are named by public model cards; bf16 is the name in the docstring of diffusers'
 # pipeline, and whether weights are there is not known. All three are gated and unseen by us.

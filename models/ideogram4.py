@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch import nn
 
-from quant.errors import UserError
-from quant.keys import files_sha256
-from quant.types import Architecture, Group, StoredLinear
+from dit8.quant.errors import UserError
+from dit8.quant.keys import files_sha256
+from dit8.quant.types import Architecture, Group, StoredLinear
 
 # prefix in files and reports -> attribute of the pipeline (also its subfolder on disk)
 BRANCHES = {"conditional": "transformer", "unconditional": "unconditional_transformer"}

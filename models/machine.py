@@ -135,8 +135,8 @@ def torch_rows() -> list[Row]:
     try:
         import torch
 
-        from kernels.backend import backend_name
-        from quant.errors import UserError
+        from dit8.kernels.backend import backend_name
+        from dit8.quant.errors import UserError
     except (ImportError, OSError) as error:  # OSError: a library of torch's that does not load
         return [Row("machine", "torch", False, f"cannot be imported: {error}")]
     built = torch.version.cuda or "no CUDA"
@@ -162,7 +162,7 @@ def torch_rows() -> list[Row]:
 
 def _cpu_product() -> str:
     """Tell which exact way the int8 product takes on this processor, with their times."""
-    from kernels.int8_gemm import cpu_sums_ms
+    from dit8.kernels.int8_gemm import cpu_sums_ms
 
     ms = cpu_sums_ms()
     listed = ", ".join(f"{name} {value:.2g} ms" for name, value in ms.items())

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from models.mini_tokenizer import build_tokenizer
+from dit8.models.mini_tokenizer import build_tokenizer
 
 TEXT_TAPS = 13  # decoder layers 0, 3, ..., 33, 35 of the 36
 EMBEDDING_STD = 0.2  # ten times the usual: token identity then dominates every tap of a random net

@@ -10,8 +10,8 @@ from tokenizers.decoders import ByteFallback, Fuse, Sequence
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from models.poster_type import FACES
-from models.posters import COLORS, COUNT_WORDS, HARD_BACKGROUNDS, SHAPES
+from dit8.models.poster_type import FACES
+from dit8.models.posters import COLORS, COUNT_WORDS, HARD_BACKGROUNDS, SHAPES
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 BOILERPLATE = (

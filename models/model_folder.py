@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from models import architectures
-from models.ideogram4 import BRANCHES, architecture
-from quant.errors import UserError
-from quant.open_source import open_sources, weight_files
-from quant.safetensors_reader import SafetensorsFile
+from dit8.models import architectures
+from dit8.models.ideogram4 import BRANCHES, architecture
+from dit8.quant.errors import UserError
+from dit8.quant.open_source import open_sources, weight_files
+from dit8.quant.safetensors_reader import SafetensorsFile
 
 INDEX = "model_index.json"
 PIPELINE = "Ideogram4Pipeline"

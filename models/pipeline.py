@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from models import model_folder
-from models.ideogram4 import BRANCHES
-from models.threads import THREADS
-from quant.errors import UserError
-from quant.load import load_quantized
-from quant.safetensors_reader import SafetensorsFile
-from quant.source import FLOATS
+from dit8.models import model_folder
+from dit8.models.ideogram4 import BRANCHES
+from dit8.models.threads import THREADS
+from dit8.quant.errors import UserError
+from dit8.quant.load import load_quantized
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.source import FLOATS
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from models.ideogram4 import BRANCHES, architecture
-from quant.errors import UserError
-from quant.plant import plant_outliers
+from dit8.models.ideogram4 import BRANCHES, architecture
+from dit8.quant.errors import UserError
+from dit8.quant.plant import plant_outliers
 
 RECORD = "planted.json"
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from models.poster_type import face_at_cap
-from models.posters import COLORS, GRID, IMAGE_PX, Element, Poster, contrast
+from dit8.models.poster_type import face_at_cap
+from dit8.models.posters import COLORS, GRID, IMAGE_PX, Element, Poster, contrast
 
 CELL_PX = IMAGE_PX / GRID
 OVERSAMPLE = 4  # shapes are drawn 4x larger and averaged, which anti-aliases their edges

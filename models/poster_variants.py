@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from PIL import Image, ImageFilter
 
-from models.poster_drawing import draw_poster
-from models.poster_type import text_width_px
-from models.poster_words import DIGITS, LETTERS, draw_word, is_held_out
-from models.posters import COLORS, GRID, IMAGE_PX, Element, Poster, contrast
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.poster_type import text_width_px
+from dit8.models.poster_words import DIGITS, LETTERS, draw_word, is_held_out
+from dit8.models.posters import COLORS, GRID, IMAGE_PX, Element, Poster, contrast
 
 LEAST_MOVE = GRID // 4  # cells
 LEAST_CONTRAST = 3.0  # of a new ink against the background's colour

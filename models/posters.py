@@ -21,8 +21,8 @@ import json
 import random
 from dataclasses import dataclass
 
-from models.poster_type import CAP_HEIGHTS, FACES, text_width_px
-from models.poster_words import draw_word
+from dit8.models.poster_type import CAP_HEIGHTS, FACES, text_width_px
+from dit8.models.poster_words import draw_word
 
 TIERS = ("slot", "easy", "medium", "hard")
 IMAGE_PX = 256

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-OURS = ("eval", "kernels", "models", "quant")
+OURS = "dit8"  # the folders of the repository are its sub-packages
 # import name -> distribution, where they differ
 DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open-clip-torch", "skimage": "scikit-image"}
 NAME = re.compile(r"[A-Za-z0-9._-]+")  # what a requirement begins with
@@ -83,7 +83,7 @@ def imported_packages(path: Path, root: Path) -> set[str]:
     while queue:
         for name in _imports(queue.pop()):
             top = name.partition(".")[0]
-            if top not in OURS:
+            if top != OURS:
                 found.add(top)
                 continue
             for file in _files(name, root):
@@ -106,7 +106,7 @@ def _imports(path: Path) -> list[str]:
 
 def _files(name: str, root: Path) -> list[Path]:
     """Find the file of a dotted name that is a module of ours, or a name inside one."""
-    whole = root.joinpath(*name.split("."))
+    whole = root.joinpath(*name.split(".")[1:])
     return [
         path
         for path in (whole.with_suffix(".py"), whole.parent.with_suffix(".py"))

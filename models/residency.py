@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from models.engine import EngineBranch
-from models.memory import enough_memory
+from dit8.models.engine import EngineBranch
+from dit8.models.memory import enough_memory
 
 CONDITIONING = ("t_embedding", "adaln_proj", "adaln_modulation")  # read by tabulate alone
 TEXT = ("llm_cond_norm", "llm_cond_proj")  # read by prepare alone

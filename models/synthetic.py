@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from diffusers import Ideogram4Transformer2DModel
 
-from models.architectures import architecture_of
-from models.ideogram4 import BRANCHES
-from models.synthetic_values import PATTERN, Pattern, number_of
-from quant.errors import UserError
-from quant.keys import files_sha256
-from quant.safetensors_writer import SafetensorsWriter
-from quant.types import Architecture, TensorSpec
+from dit8.models.architectures import architecture_of
+from dit8.models.ideogram4 import BRANCHES
+from dit8.models.synthetic_values import PATTERN, Pattern, number_of
+from dit8.quant.errors import UserError
+from dit8.quant.keys import files_sha256
+from dit8.quant.safetensors_writer import SafetensorsWriter
+from dit8.quant.types import Architecture, TensorSpec
 
 PIPELINE, STEM = "Ideogram4Pipeline", "diffusion_pytorch_model"
 DTYPES, LAYOUTS = ("fp8", "bf16"), ("diffusers", "original")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from quant.types import ActStats, Architecture, TensorSpec
+from dit8.quant.types import ActStats, Architecture, TensorSpec
 
 PATTERN = 2097143  # the largest prime below 2^21
 DEVIATIONS, SPREAD = 4.0, 0.2

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from models.machine import usable_cores
+from dit8.models.machine import usable_cores
 
 STAT = Path("/proc/stat")  # Linux; elsewhere nothing is changed
 LEAST_SECONDS = 0.2  # between two looks: the kernel counts in ticks of 0.01 s

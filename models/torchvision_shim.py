@@ -107,7 +107,7 @@ def import_torchvision():
     """
     import importlib
 
-    from quant.errors import UserError
+    from dit8.quant.errors import UserError
 
     install()
     try:

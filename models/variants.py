@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kernels.backend import backend_name
-from models.ideogram4 import architecture, branch_modules
-from models.memory import enough_memory
-from models.pipeline import load_pipeline
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.load import load_quantized
-from quant.rounding import round_linears
+from dit8.kernels.backend import backend_name
+from dit8.models.ideogram4 import architecture, branch_modules
+from dit8.models.memory import enough_memory
+from dit8.models.pipeline import load_pipeline
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.load import load_quantized
+from dit8.quant.rounding import round_linears
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline

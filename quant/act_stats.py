@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from quant.errors import UserError
-from quant.tensor_file import read_tensors, write_tensors
-from quant.types import ActStats
+from dit8.quant.errors import UserError
+from dit8.quant.tensor_file import read_tensors, write_tensors
+from dit8.quant.types import ActStats
 
 KIND = "activation statistics 2"  # raise the number when the content changes its meaning
 

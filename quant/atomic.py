@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:

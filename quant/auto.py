@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.knapsack import Choice, as_items, choose_schemes, explain, pareto
+from dit8.quant.knapsack import Choice, as_items, choose_schemes, explain, pareto
 
 CURVE_POINTS = 25
 

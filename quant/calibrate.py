@@ -10,10 +10,10 @@ from typing import Protocol, TypeVar
 
 from torch import nn
 
-from quant.act_stats import load_stats, save_stats
-from quant.errors import UserError
-from quant.recorder import ChannelMaxima, recording
-from quant.types import ActStats, Architecture
+from dit8.quant.act_stats import load_stats, save_stats
+from dit8.quant.errors import UserError
+from dit8.quant.recorder import ChannelMaxima, recording
+from dit8.quant.types import ActStats, Architecture
 
 
 class HasId(Protocol):

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from quant.atomic import write_atomically
-from quant.convert import Entry, branch_entries
-from quant.errors import UserError
-from quant.formats.table import Format
-from quant.gguf_writer import GgufTensor, write_gguf
-from quant.recipe_json import recipe_to_json
-from quant.safetensors_writer import SafetensorsWriter
-from quant.source import BranchSource
-from quant.stored import ENTRY, KIND
-from quant.types import (
+from dit8.quant.atomic import write_atomically
+from dit8.quant.convert import Entry, branch_entries
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import Format
+from dit8.quant.gguf_writer import GgufTensor, write_gguf
+from dit8.quant.recipe_json import recipe_to_json
+from dit8.quant.safetensors_writer import SafetensorsWriter
+from dit8.quant.source import BranchSource
+from dit8.quant.stored import ENTRY, KIND
+from dit8.quant.types import (
     ActStats,
     Architecture,
     LayerReport,

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.act_stats import absmax, max_crest
-from quant.errors import UserError
-from quant.fold_plan import FoldPlan, divided, plan_folds
-from quant.formats import comfy
-from quant.formats.table import Format
-from quant.int8 import CODE_MAX, quantize_weight
-from quant.rotate import rotate
-from quant.row_blocks import over_blocks
-from quant.source import BranchSource, StoredWeight
-from quant.types import (
+from dit8.quant.act_stats import absmax, max_crest
+from dit8.quant.errors import UserError
+from dit8.quant.fold_plan import FoldPlan, divided, plan_folds
+from dit8.quant.formats import comfy
+from dit8.quant.formats.table import Format
+from dit8.quant.int8 import CODE_MAX, quantize_weight
+from dit8.quant.rotate import rotate
+from dit8.quant.row_blocks import over_blocks
+from dit8.quant.source import BranchSource, StoredWeight
+from dit8.quant.types import (
     ActStats,
     Architecture,
     LayerReport,
@@ -33,7 +33,7 @@ from quant.types import (
     StoredLinear,
     TensorSpec,
 )
-from quant.weight_error import error_squares, relative_of
+from dit8.quant.weight_error import error_squares, relative_of
 
 Tensors = dict[str, torch.Tensor]
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from quant.act_stats import absmax
-from quant.errors import UserError
-from quant.smooth import column_absmax, smoothing_scale, snap_power_of_two
-from quant.source import BranchSource, StoredWeight
-from quant.types import ActStats, Architecture, ResolvedRecipe
+from dit8.quant.act_stats import absmax
+from dit8.quant.errors import UserError
+from dit8.quant.smooth import column_absmax, smoothing_scale, snap_power_of_two
+from dit8.quant.source import BranchSource, StoredWeight
+from dit8.quant.types import ActStats, Architecture, ResolvedRecipe
 
 
 @dataclass(frozen=True)

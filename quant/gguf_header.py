@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from quant.types import TensorSpec
+from dit8.quant.types import TensorSpec
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # 1 had lengths of 32 bits

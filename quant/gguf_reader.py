@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from quant.errors import UserError
-from quant.gguf_header import MAGIC, GgufEntry, GgufError, GgufHeader, parse
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.gguf_header import MAGIC, GgufEntry, GgufError, GgufHeader, parse
+from dit8.quant.types import TensorSpec
 
 PIECE_BYTES = 16 << 20  # of one pread: large enough for any disk, still in the cache for the CRC
 

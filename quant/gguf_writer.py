@@ -18,10 +18,10 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from quant.atomic import whole_file, writing
-from quant.errors import UserError
-from quant.gguf_header import ALIGNMENT, CHECKSUMS, KINDS, checksum_text
-from quant.types import TensorSpec
+from dit8.quant.atomic import whole_file, writing
+from dit8.quant.errors import UserError
+from dit8.quant.gguf_header import ALIGNMENT, CHECKSUMS, KINDS, checksum_text
+from dit8.quant.types import TensorSpec
 
 PIECE_BYTES = 16 << 20  # of one pwrite; the CRC finds the piece in the cache
 # general.file_type, what most of the bytes are: members of gguf.LlamaFileType. Q4_K_S is the mix

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 CODE_MAX = 127
 BLOCK_VALUES = 2**20  # rows are worked on so many values at a time: fp32 temporaries of 4 MiB

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 # HiGHS stops within 1e-6 of the optimum, an absolute gap that scipy cannot set. The objective is
 # scaled so that the largest single d^2 is a million: what is left is 1e-12 of it.

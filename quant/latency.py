@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from quant.errors import UserError
-from quant.types import Group, Scheme
+from dit8.quant.errors import UserError
+from dit8.quant.types import Group, Scheme
 
 SCHEMES = ("bf16", "int8", "int8_rotate")
 

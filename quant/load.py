@@ -14,15 +14,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from models.architectures import architecture_of_module, branches_of
-from quant.build_linear import build_modules, check_values, find_linears, read_linear
-from quant.errors import UserError
-from quant.linear import check_gemm, check_swappable, refuse_saving, swap_linears
-from quant.lora import refuse_lora
-from quant.sanity import check_effective_weight
-from quant.source import FLOATS
-from quant.stored import REMEDY, StoredBranch, StoredCheckpoint, open_checkpoint
-from quant.types import Architecture
+from dit8.models.architectures import architecture_of_module, branches_of
+from dit8.quant.build_linear import build_modules, check_values, find_linears, read_linear
+from dit8.quant.errors import UserError
+from dit8.quant.linear import check_gemm, check_swappable, refuse_saving, swap_linears
+from dit8.quant.lora import refuse_lora
+from dit8.quant.sanity import check_effective_weight
+from dit8.quant.source import FLOATS
+from dit8.quant.stored import REMEDY, StoredBranch, StoredCheckpoint, open_checkpoint
+from dit8.quant.types import Architecture
 
 Pipeline = TypeVar("Pipeline")
 

@@ -19,11 +19,11 @@ from typing import Any, NoReturn
 
 import torch
 
-from quant.errors import UserError
-from quant.lora_alpha import AdapterSettings, module_of
-from quant.safetensors_reader import SafetensorsFile
-from quant.source import BranchSource, StoredWeight
-from quant.types import Architecture
+from dit8.quant.errors import UserError
+from dit8.quant.lora_alpha import AdapterSettings, module_of
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.source import BranchSource, StoredWeight
+from dit8.quant.types import Architecture
 
 SUFFIXES = {
     ".lora_A.weight": "A",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 ENTRY = "lora_adapter_metadata"
 DEFAULT = "transformer"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from quant.release_terms import Base
+from dit8.quant.release_terms import Base
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -136,8 +136,8 @@ from pathlib import Path
 
 import torch
 
-from models.pipeline import load_pipeline
-from quant.load import load_quantized
+from dit8.models.pipeline import load_pipeline
+from dit8.quant.load import load_quantized
 
 caption = Path("caption.json").read_text()  # a JSON caption, such as those of prompts/
 folder, device = Path("{base.folder}"), torch.device("{base.device}")

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quant.errors import UserError
-from quant.types import Architecture
+from dit8.quant.errors import UserError
+from dit8.quant.types import Architecture
 
 ROWS_AT_A_TIME = 512  # two fp64 copies of that many rows: 0.4 GB for the text projection's 53,248
 POWERS = 5  # count, sums of x, x^2, x^3, x^4

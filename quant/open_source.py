@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from quant.errors import UserError
-from quant.safetensors_reader import SafetensorsFile
-from quant.source import REMEDY, FileSource
-from quant.types import Architecture
+from dit8.quant.errors import UserError
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.source import REMEDY, FileSource
+from dit8.quant.types import Architecture
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.smooth import fold_all
-from quant.types import Architecture, Group
+from dit8.quant.smooth import fold_all
+from dit8.quant.types import Architecture, Group
 
 
 @dataclass(frozen=True)

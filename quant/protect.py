@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 import torch
 
-from quant.errors import UserError
-from quant.int8 import quantize_weight
-from quant.row_blocks import over_blocks
-from quant.source import StoredWeight
-from quant.types import RankedLayer
-from quant.weight_error import error_squares, relative_of
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import quantize_weight
+from dit8.quant.row_blocks import over_blocks
+from dit8.quant.source import StoredWeight
+from dit8.quant.types import RankedLayer
+from dit8.quant.weight_error import error_squares, relative_of
 
 
 def rounding_damage(weight: StoredWeight, act_absmax: torch.Tensor) -> float:

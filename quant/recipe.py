@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from quant.act_stats import absmax, max_crest
-from quant.errors import UserError
-from quant.protect import protected_count, rank_layers, rounding_damage
-from quant.rotate import largest_group
-from quant.source import BranchSource
-from quant.types import (
+from dit8.quant.act_stats import absmax, max_crest
+from dit8.quant.errors import UserError
+from dit8.quant.protect import protected_count, rank_layers, rounding_damage
+from dit8.quant.rotate import largest_group
+from dit8.quant.source import BranchSource
+from dit8.quant.types import (
     ActStats,
     Architecture,
     Group,

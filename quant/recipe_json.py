@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
-from quant.errors import UserError
-from quant.types import RankedLayer, Recipe, ResolvedRecipe, Scheme
+from dit8.quant.errors import UserError
+from dit8.quant.types import RankedLayer, Recipe, ResolvedRecipe, Scheme
 
 LAYOUT = {
     "quantized linear": "{m}.wq int8 (N, K), {m}.ws fp32 (N,), optional {m}.smooth fp32 (K,), "

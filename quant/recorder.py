@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from quant.errors import UserError
-from quant.types import Architecture
+from dit8.quant.errors import UserError
+from dit8.quant.types import Architecture
 
 
 class ChannelMaxima:

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from quant.atomic import writing
-from quant.errors import UserError
-from quant.model_card import ReleaseCard, ReleasedFile, render_card
+from dit8.quant.atomic import writing
+from dit8.quant.errors import UserError
+from dit8.quant.model_card import ReleaseCard, ReleasedFile, render_card
 
 WEIGHTS = (".safetensors", ".gguf")
 RECIPE = "recipe.json"

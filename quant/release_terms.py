@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 IDEOGRAM4_REPOSITORY = "ideogram-ai/ideogram-4-fp8"
 IDEOGRAM4_PAGE = f"https://huggingface.co/{IDEOGRAM4_REPOSITORY}"

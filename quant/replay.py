@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from quant.calibrate import HasId, P
-from quant.errors import UserError
+from dit8.quant.calibrate import HasId, P
+from dit8.quant.errors import UserError
 
 # Ideogram 4's forward takes the role of every row; a branch without the argument has image rows
 # only (its text enters by another way), and all of them count.

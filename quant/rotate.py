@@ -22,7 +22,7 @@ import functools
 
 import torch
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 SMALLEST_GROUP = 4
 LARGEST_GROUP = 256

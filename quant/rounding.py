@@ -9,8 +9,8 @@ faster: a probe that tells whether a model and a score can see coarse weights at
 import torch
 from torch import nn
 
-from quant.errors import UserError
-from quant.types import Architecture
+from dit8.quant.errors import UserError
+from dit8.quant.types import Architecture
 
 
 def round_weight(weight: torch.Tensor, bits: int) -> torch.Tensor:

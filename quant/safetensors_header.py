@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from quant.types import TensorSpec
+from dit8.quant.types import TensorSpec
 
 ENTRY = "dit8"
 LENGTH_BYTES = 8

@@ -16,9 +16,15 @@ from pathlib import Path
 
 import torch
 
-from quant.errors import UserError
-from quant.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, HeaderError, decode
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    Header,
+    HeaderError,
+    decode,
+)
+from dit8.quant.types import TensorSpec
 
 PIECE_BYTES = 16 << 20  # of one pread: large enough for any disk, still in the cache for the CRC
 _SNIFF_BYTES = 512

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from quant.atomic import whole_file, writing
-from quant.safetensors_header import decode, encode
-from quant.types import TensorSpec
+from dit8.quant.atomic import whole_file, writing
+from dit8.quant.safetensors_header import decode, encode
+from dit8.quant.types import TensorSpec
 
 PIECE_BYTES = 16 << 20  # of one pwrite; the CRC finds the piece in the cache
 

@@ -10,8 +10,8 @@ more alike than W's; read the wrong way round, W's columns get the spread of s t
 
 import torch
 
-from quant.errors import UserError
-from quant.linear import Int8Linear
+from dit8.quant.errors import UserError
+from dit8.quant.linear import Int8Linear
 
 # int8 rounding moves a weight by about 1 %. Outliers make s and with it the rounding coarser: 9 %
 # at an activation channel 1000 times the others, 27 % at 10,000. Another weight is 140 % away.

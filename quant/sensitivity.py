@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from quant.int8 import quantize_weight, relative_error
-from quant.linear import Int8Linear, check_swappable, put_linears
-from quant.replay import Call, velocities
+from dit8.quant.int8 import quantize_weight, relative_error
+from dit8.quant.linear import Int8Linear, check_swappable, put_linears
+from dit8.quant.replay import Call, velocities
 
 
 def plain_int8(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from quant.errors import UserError
-from quant.row_blocks import over_blocks
-from quant.source import StoredWeight
-from quant.types import Group
+from dit8.quant.errors import UserError
+from dit8.quant.row_blocks import over_blocks
+from dit8.quant.source import StoredWeight
+from dit8.quant.types import Group
 
 
 def column_absmax(weights: Sequence[StoredWeight]) -> torch.Tensor:

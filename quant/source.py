@@ -14,11 +14,11 @@ from typing import Protocol
 
 import torch
 
-from quant.errors import UserError
-from quant.formats.fp8 import e4m3_to_float
-from quant.row_blocks import over_blocks
-from quant.safetensors_reader import SafetensorsFile
-from quant.types import Architecture
+from dit8.quant.errors import UserError
+from dit8.quant.formats.fp8 import e4m3_to_float
+from dit8.quant.row_blocks import over_blocks
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.types import Architecture
 
 BLOCK_VALUES = 2**19  # 2 MiB in fp32: the passes over a block of rows stay in the cache
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

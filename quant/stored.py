@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from quant.errors import UserError
-from quant.gguf_reader import GgufFile
-from quant.open_source import weight_files
-from quant.recipe_json import recipe_from_json
-from quant.safetensors_reader import SafetensorsFile
-from quant.types import ResolvedRecipe, TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.gguf_reader import GgufFile
+from dit8.quant.open_source import weight_files
+from dit8.quant.recipe_json import recipe_from_json
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.types import ResolvedRecipe, TensorSpec
 
 KIND = "dit8 checkpoint 2"  # raise the number when a tensor changes its name or meaning
 ENTRY = "dit8"

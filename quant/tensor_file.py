@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from quant.errors import UserError
-from quant.safetensors_header import ENTRY
-from quant.safetensors_reader import SafetensorsFile
-from quant.safetensors_writer import SafetensorsWriter
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.safetensors_header import ENTRY
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.safetensors_writer import SafetensorsWriter
+from dit8.quant.types import TensorSpec
 
 
 def write_tensors(

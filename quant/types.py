@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 if TYPE_CHECKING:  # a recipe is checked before torch is imported
     import torch

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quant.types import Codec
+from dit8.quant.types import Codec
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 

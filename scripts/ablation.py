@@ -13,21 +13,22 @@ and makes the exit code 1. --discard-pictures deletes the pictures of a cell tha
 of a model's reference when all its cells are. Prints the tables, and one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 
-from eval.ablation import CELLS, REFERENCE, ablate
-from eval.ablation_table import render_csv, render_markdown
-from eval.stats import MIN_PROMPTS
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.ablation_run import Options, measure, read_runs, start_process
-from scripts.cli import from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"ablation: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.ablation import CELLS, REFERENCE, ablate
+from dit8.eval.ablation_table import render_csv, render_markdown
+from dit8.eval.stats import MIN_PROMPTS
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.scripts.ablation_run import Options, measure, read_runs, start_process
 
 
 def tabulate(options: Options) -> dict:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from conf.schema import QuantizeConfig
-from eval.ablation import (
+from dit8.conf.schema import QuantizeConfig
+from dit8.eval.ablation import (
     ALPHAS,
     ARITHMETIC,
     CELLS,
@@ -26,11 +26,11 @@ from eval.ablation import (
     collect,
     is_measured,
 )
-from eval.ledger import SCORES, read_table
-from eval.newest import newest_runs
-from models.machine import usable_cores
-from scripts.cli import ROOT, from_root
-from scripts.job_queue import Ended, Process, Running, Task, run_all
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.newest import newest_runs
+from dit8.models.machine import usable_cores
+from dit8.scripts.cli import ROOT, from_root
+from dit8.scripts.job_queue import Ended, Process, Running, Task, run_all
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

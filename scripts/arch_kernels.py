@@ -16,7 +16,7 @@ import torch
 import triton
 from triton.compiler.errors import CompilationError
 
-from kernels import (
+from dit8.kernels import (
     decode_triton,
     int8_gemm_tma,
     int8_gemm_triton,
@@ -25,11 +25,11 @@ from kernels import (
     quant_rows_triton,
     swiglu_triton,
 )
-from kernels.shipped import obstacle
-from kernels.tiles import rule
-from quant.formats import fp8, nf4, q4_k, q8_0
-from quant.types import Codec
-from scripts.arch_compile import SHARED_KIB, Usage, call_by_name, compiling_for, read_usage
+from dit8.kernels.shipped import obstacle
+from dit8.kernels.tiles import rule
+from dit8.quant.formats import fp8, nf4, q4_k, q8_0
+from dit8.quant.types import Codec
+from dit8.scripts.arch_compile import SHARED_KIB, Usage, call_by_name, compiling_for, read_usage
 
 M, N, K = 4396, 4608, 4608  # 1024 x 1024 pixels and 300 text tokens, through attention.to_out
 TAIL = 16  # columns more: no longer a multiple of any block

@@ -10,25 +10,27 @@ it was measured. Beside them stands the time to read the source and write as muc
 nothing else. Adds rows to <results>/convert/convert.csv. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import math
 import os
 import shutil
 import subprocess
+import sys
 import time
+from pathlib import Path
+
+try:
+    from dit8.scripts.cli import ROOT, compose, from_root, make_recipe, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"bench_convert: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import pandas as pd
 
-from eval.provenance import git_state, hardware, versions
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, compose, from_root, make_recipe, one_sentence, terse
+from dit8.eval.provenance import git_state, hardware, versions
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 TARGETS = ("smoothquant", "published", "q8_0")
 
@@ -49,14 +51,14 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from models.architectures import architecture_of
-from models.ideogram4 import BRANCHES
-from quant.act_stats import load_stats
-from quant.checkpoint import Origin, save_checkpoint
-from quant.formats.table import FORMATS
-from quant.open_source import open_sources
-from quant.recipe import resolve_recipe
-from scripts.stages import peak_rss_bytes
+from dit8.models.architectures import architecture_of
+from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.act_stats import load_stats
+from dit8.quant.checkpoint import Origin, save_checkpoint
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.open_source import open_sources
+from dit8.quant.recipe import resolve_recipe
+from dit8.scripts.stages import peak_rss_bytes
 
 TABLE = "convert/convert.csv"
 FULL_BLOCKS, FULL_WEIGHTS = 34, 18_558_576_896  # both branches of the real model

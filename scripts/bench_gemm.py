@@ -15,21 +15,24 @@ Adds rows to <results>/bench/gemm.csv and writes <results>/bench/runs/<run_id>.j
 was not measured, versions. Prints the tables of this run, and one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import datetime
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from eval.gemm_rows import (
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"bench_gemm: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.gemm_rows import (
     ANCHORS,
     GEMM,
     MODES,
@@ -40,12 +43,11 @@ from eval.gemm_rows import (
     modes_of,
     summarize,
 )
-from eval.ledger import upsert
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
-from scripts.run_identity import identify
-from scripts.speed_tables import gemm_table
+from dit8.eval.ledger import upsert
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.scripts.run_identity import identify
+from dit8.scripts.speed_tables import gemm_table
 
 ROUNDS = 20
 SECONDS = 480.0  # then no other linear is begun
@@ -74,11 +76,11 @@ if __name__ == "__main__":
 
 import torch
 
-from scripts.gemm_grid import EVERYWHERE, Machine, NotMeasured, attempt, measure_linear
-from scripts.gemm_paths import OWN, GemmPath
-from scripts.gemm_peers import PEERS, SGL_LIBRARY
-from scripts.health import check_health, cuda_bf16_tflops, expected_tflops
-from scripts.timing import cuda_sampler
+from dit8.scripts.gemm_grid import EVERYWHERE, Machine, NotMeasured, attempt, measure_linear
+from dit8.scripts.gemm_paths import OWN, GemmPath
+from dit8.scripts.gemm_peers import PEERS, SGL_LIBRARY
+from dit8.scripts.health import check_health, cuda_bf16_tflops, expected_tflops
+from dit8.scripts.timing import cuda_sampler
 
 
 @dataclass(frozen=True)

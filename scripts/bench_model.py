@@ -19,22 +19,24 @@ dropped. Adds rows to <results>/bench/model.csv after every round, under one run
 of this run, and one JSON document last.
 """
 
-import sys
-from pathlib import Path as FilePath
-
-sys.path.insert(0, str(FilePath(__file__).resolve().parents[1]))
-
 import argparse
 import datetime
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path as FilePath
 from typing import Any
 
-from eval.ledger import upsert
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
-from scripts.run_identity import identify
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"bench_model: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.ledger import upsert
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.scripts.run_identity import identify
 
 # 97 GB of weights: the bf16 ones share theirs
 DEFAULT = ("stock", "compiled", "bf16", "fp8", "fused_int8", "rotated")
@@ -65,13 +67,13 @@ if __name__ == "__main__":
 
 import torch
 
-from models.pipeline import resolve_device
-from scripts.capped_generation import Gauge, generate_capped, used_bytes
-from scripts.check_model import check_model
-from scripts.model_paths import PATHS
-from scripts.model_rows import MODEL, bytes_row
-from scripts.model_run import Machine, Plan, Run, measure, open_machine, open_paths
-from scripts.model_speed_table import model_table
+from dit8.models.pipeline import resolve_device
+from dit8.scripts.capped_generation import Gauge, generate_capped, used_bytes
+from dit8.scripts.check_model import check_model
+from dit8.scripts.model_paths import PATHS
+from dit8.scripts.model_rows import MODEL, bytes_row
+from dit8.scripts.model_run import Machine, Plan, Run, measure, open_machine, open_paths
+from dit8.scripts.model_speed_table import model_table
 
 RESOLUTIONS = (1024,)
 PACKAGES = ("torch", "triton", "diffusers")

@@ -12,20 +12,21 @@ spread of a row (columns per chunk x warps) instead of the one that is chosen, t
 Prints a table, adds rows to the CSV where one is named, and prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import datetime
 import json
+import sys
 
-from eval.ledger import Layout, upsert
-from eval.provenance import describe
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence
-from scripts.run_identity import make_run_id
+try:
+    from dit8.scripts.cli import ROOT, from_root, one_sentence
+except ModuleNotFoundError as missing:
+    print(f"bench_producers: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.ledger import Layout, upsert
+from dit8.eval.provenance import describe
+from dit8.quant.errors import UserError
+from dit8.scripts.run_identity import make_run_id
 
 ROWS_M = (4096, 4396)  # 1024^2: unconditional, and conditional with 300 text tokens
 ROUNDS = 15
@@ -46,8 +47,8 @@ if __name__ == "__main__":
 
 import torch
 
-from scripts.producer_cases import FAMILIES, Case
-from scripts.timing import copies_for, cuda_sampler, interleave, percentiles
+from dit8.scripts.producer_cases import FAMILIES, Case
+from dit8.scripts.timing import copies_for, cuda_sampler, interleave, percentiles
 
 LAYOUT = Layout(
     key=("run_id", "gpu", "kernel", "m", "k", "variant"),

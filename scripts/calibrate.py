@@ -7,21 +7,22 @@ Runs every calibration caption through all denoising steps of both branches. Sto
 again it continues with the captions not yet done. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
+import sys
 import time
 
-from conf.schema import CalibrateConfig
-from scripts.cli import hydra_main, parse_first, terse
+try:
+    from dit8.scripts.cli import hydra_main, parse_first, terse
+except ModuleNotFoundError as missing:
+    print(f"calibrate: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.conf.schema import CalibrateConfig
 
 if __name__ == "__main__":
     parse_first("calibrate", __doc__)  # help and mistakes end here: what follows takes seconds
 
-from scripts.stages import calibrate_model, open_model, peak_rss_bytes
+from dit8.scripts.stages import calibrate_model, open_model, peak_rss_bytes
 
 
 @hydra_main("calibrate")

@@ -4,25 +4,25 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from conf.schema import EvaluateConfig, RecipeConfig
-from eval.prompt_style import styled
-from eval.prompts import first_prompts, load_prompts
-from eval.provenance import run_id
-from eval.records import Prompt, RunKey
-from eval.scorer_settings import Settings, configure_all
-from eval.stats import MIN_PROMPTS
-from models.generate import Sampler, sample_paths
-from models.pipeline import resolve_device, torch_dtype
-from models.sampling import check_engine
-from models.variants import Variant
-from quant.errors import UserError
-from quant.formats.table import get_format
-from quant.keys import content_key, files_sha256
-from scripts.cli import from_root, prompt_file, recipe_config, variant_config
-from scripts.conversion import checkpoint_sha256, find_checkpoint
-from scripts.devices import check_devices
-from scripts.sharding import Shard, parse_shard
-from scripts.stages import Model, make_sampler, open_model
+from dit8.conf.schema import EvaluateConfig, RecipeConfig
+from dit8.eval.prompt_style import styled
+from dit8.eval.prompts import first_prompts, load_prompts
+from dit8.eval.provenance import run_id
+from dit8.eval.records import Prompt, RunKey
+from dit8.eval.scorer_settings import Settings, configure_all
+from dit8.eval.stats import MIN_PROMPTS
+from dit8.models.generate import Sampler, sample_paths
+from dit8.models.pipeline import resolve_device, torch_dtype
+from dit8.models.sampling import check_engine
+from dit8.models.variants import Variant
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import get_format
+from dit8.quant.keys import content_key, files_sha256
+from dit8.scripts.cli import from_root, prompt_file, recipe_config, variant_config
+from dit8.scripts.conversion import checkpoint_sha256, find_checkpoint
+from dit8.scripts.devices import check_devices
+from dit8.scripts.sharding import Shard, parse_shard
+from dit8.scripts.stages import Model, make_sampler, open_model
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,28 @@ of shared memory per block; `x`: not offered there, `!`: broken. Prints one JSON
 code 1: something is broken.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"check_arch: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import pandas as pd
 
-from kernels.shipped import MEASURED
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.kernels.shipped import MEASURED
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +56,7 @@ if __name__ == "__main__":
 
 import triton
 
-from scripts.arch_kernels import KERNELS, list_cases, measure
+from dit8.scripts.arch_kernels import KERNELS, list_cases, measure
 
 LINE = ["kernel", "variant", "config"]  # what one line of the table is about
 QUICK_SM = (80, 86, 89)  # in turn

@@ -8,19 +8,21 @@ A caption in a prompt set is judged as the model will see it, so white space of 
 count. Ends with 1 if anything deviates. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-from eval.caption_check import deviations
-from eval.prompts import load_prompts
-from quant.errors import UserError
-from scripts.cli import one_sentence
+try:
+    from dit8.scripts.cli import one_sentence
+except ModuleNotFoundError as missing:
+    print(f"check_caption: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.caption_check import deviations
+from dit8.eval.prompts import load_prompts
+from dit8.quant.errors import UserError
 
 
 def captions(name: str) -> Iterator[tuple[str, str]]:

@@ -10,25 +10,27 @@ the path that a score takes is in the check. Writes <results>/mini/clip_mini.csv
 <results>/tables/clip_mini.md. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+
+try:
+    from dit8.scripts.cli import from_root, one_sentence, prompt_file, terse
+except ModuleNotFoundError as missing:
+    print(f"check_clip_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from eval.prompts import first_prompts, load_prompts
-from eval.records import Prompt, Sample
-from quant.atomic import write_atomically
-from scripts.cli import from_root, one_sentence, prompt_file, terse
+from dit8.eval.prompts import first_prompts, load_prompts
+from dit8.eval.records import Prompt, Sample
+from dit8.quant.atomic import write_atomically
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 
@@ -47,12 +49,12 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.clip_models import LOCAL_DIR
-from eval.poster_ranking import rank_posters
-from eval.scorers.clipscore import CLIP_MINI, SCORERS
-from eval.text_image import TextImageScorer
-from models.poster_variants import PERTURBATIONS
-from models.posters import Poster, make_poster
+from dit8.eval.clip_models import LOCAL_DIR
+from dit8.eval.poster_ranking import rank_posters
+from dit8.eval.scorers.clipscore import CLIP_MINI, SCORERS
+from dit8.eval.text_image import TextImageScorer
+from dit8.models.poster_variants import PERTURBATIONS
+from dit8.models.posters import Poster, make_poster
 
 LEAST = 0.9  # a kind is ranked when the lower end of its interval is at least this
 WRONG = {

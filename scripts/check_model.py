@@ -24,15 +24,15 @@ import torch
 from diffusers import Ideogram4Pipeline
 from torch import nn
 
-from models.engine import EngineBranch
-from models.generate import PATCH_PX
-from models.random_ideogram4 import build_random
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from quant.int8 import relative_error
-from quant.linear import Int8Linear
-from scripts.gemm_checks import poisoned
-from scripts.random_variants import VARIANTS, make_branches
+from dit8.models.engine import EngineBranch
+from dit8.models.generate import PATCH_PX
+from dit8.models.random_ideogram4 import build_random
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import relative_error
+from dit8.quant.linear import Int8Linear
+from dit8.scripts.gemm_checks import poisoned
+from dit8.scripts.random_variants import VARIANTS, make_branches
 
 TIMES = (0.125, 0.5, 0.875)  # exact in bf16
 WORSE = {"bf16": 1.0}

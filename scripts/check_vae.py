@@ -8,24 +8,25 @@ drawn again. Writes <out>, by default outputs/results/mini/vae.csv (set, picture
 high, psnr_db, n). Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
+
+try:
+    from dit8.scripts.cli import ROOT, compose, from_root, one_sentence, prompt_file
+except ModuleNotFoundError as missing:
+    print(f"check_vae: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from eval.matching import exact_fraction
-from eval.prompts import first_prompts, load_prompts
-from eval.reading import read
-from eval.stats import wilson_interval
-from quant.atomic import write_atomically
-from scripts.cli import ROOT, compose, from_root, one_sentence, prompt_file
+from dit8.eval.matching import exact_fraction
+from dit8.eval.prompts import first_prompts, load_prompts
+from dit8.eval.reading import read
+from dit8.eval.stats import wilson_interval
+from dit8.quant.atomic import write_atomically
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 
@@ -46,10 +47,10 @@ if __name__ == "__main__":
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from models.pipeline import load_pipeline, resolve_device
-from models.poster_drawing import draw_poster
-from models.posters import make_poster
-from models.training.vae import reconstruct
+from dit8.models.pipeline import load_pipeline, resolve_device
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.posters import make_poster
+from dit8.models.training.vae import reconstruct
 
 
 def check_set(vae, name: str, n: int | None) -> list[dict]:

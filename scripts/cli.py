@@ -17,12 +17,12 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
-from conf.schema import CHOICES, RecipeConfig, VariantConfig, register
-from quant.atomic import writing
-from quant.errors import UserError
-from quant.types import Recipe
-from scripts.sweep import (
+import dit8.models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
+from dit8.conf.schema import CHOICES, RecipeConfig, VariantConfig, register
+from dit8.quant.atomic import writing
+from dit8.quant.errors import UserError
+from dit8.quant.types import Recipe
+from dit8.scripts.sweep import (
     CellRecord,
     Narrator,
     Sweep,
@@ -82,21 +82,25 @@ def parse_first(name: str, doc: str) -> None:
     """
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words):
-        print(f"{doc.strip()}\n\nGroups, chosen as group=option:")
-        for group in sorted(path for path in Path(CONF).iterdir() if path.is_dir()):
-            if options := sorted(path.stem for path in group.glob("*.yaml")):
-                print(f"  {group.name}: {', '.join(options)}")
-        print(f"\nKeys, changed as key=value (conf/schema.py says what each is):\n{_keys(name)}")
+        with one_sentence(name):
+            print(_help(name, doc))
         sys.exit()
     if not any(word.startswith("-") for word in words):
         with one_sentence(name):
             check(compose(name, words), name)
 
 
-def _keys(name: str) -> str:
+def _help(name: str, doc: str) -> str:
+    """Return the docstring, the options of every group, and every key with its default."""
+    lines = [doc.strip(), "", "Groups, chosen as group=option:"]
+    for group in sorted(path for path in Path(CONF).iterdir() if path.is_dir()):
+        if options := sorted(path.stem for path in group.glob("*.yaml")):
+            lines.append(f"  {group.name}: {', '.join(options)}")
     register()
     with hydra.initialize_config_dir(CONF, version_base=None):
-        return OmegaConf.to_yaml(hydra.compose(name))
+        keys = OmegaConf.to_yaml(hydra.compose(name))
+    lines += ["", "Keys, changed as key=value (conf/schema.py says what each is):", keys]
+    return "\n".join(lines)
 
 
 def run_once(name: str, main: Callable[[Any], dict | bool | None]) -> bool:

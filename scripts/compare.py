@@ -10,25 +10,26 @@ difference is then of two distances to the same reference. Writes
 <results>/tables/<variant>_against_<other>_<model>.md. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Mapping
+
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"compare: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import pandas as pd
 
-from eval.exact_match import delta_interval
-from eval.ledger import SCORES, read_table
-from eval.newest import newest_runs
-from eval.records import SampleKey
-from eval.stats import mean_interval
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.eval.exact_match import delta_interval
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.newest import newest_runs
+from dit8.eval.records import SampleKey
+from dit8.eval.stats import mean_interval
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,9 +51,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.scorers import get_scorer
-from eval.scoring import TIMINGS
-from eval.table import format_interval, values_by_key
+from dit8.eval.scorers import get_scorer
+from dit8.eval.scoring import TIMINGS
+from dit8.eval.table import format_interval, values_by_key
 
 
 def values_of(rows: pd.DataFrame, label: str, scorer: str) -> dict[SampleKey, float]:

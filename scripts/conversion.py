@@ -14,24 +14,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conf.schema import ConvertConfig
-from eval.ledger import locked
-from eval.provenance import sha256_file
-from models.ideogram4 import BRANCHES
-from quant.alpha_search import search_alphas
-from quant.checkpoint import Origin, checkpoint_name, save_checkpoint
-from quant.errors import UserError
-from quant.formats.table import Format
-from quant.keys import content_key, files_sha256
-from quant.lora import MergedSource, read_lora
-from quant.open_source import open_sources
-from quant.recipe import quantized_linears, resolve_recipe
-from quant.source import BranchSource
-from quant.stored import checkpoint_files, read_header
-from quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe
-from scripts.auto_recipe import resolve_auto
-from scripts.cli import from_root, make_recipe, terse
-from scripts.stages import (
+from dit8.conf.schema import ConvertConfig
+from dit8.eval.ledger import locked
+from dit8.eval.provenance import sha256_file
+from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.alpha_search import search_alphas
+from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import Format
+from dit8.quant.keys import content_key, files_sha256
+from dit8.quant.lora import MergedSource, read_lora
+from dit8.quant.open_source import open_sources
+from dit8.quant.recipe import quantized_linears, resolve_recipe
+from dit8.quant.source import BranchSource
+from dit8.quant.stored import checkpoint_files, read_header
+from dit8.quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe
+from dit8.scripts.auto_recipe import resolve_auto
+from dit8.scripts.cli import from_root, make_recipe, terse
+from dit8.scripts.stages import (
     Model,
     calibrate_model,
     calibration_key,

@@ -12,12 +12,15 @@ document last.
 
 import os
 import sys
-from pathlib import Path
 
 # before numpy is imported: each process multiplies on one core, and sums in one order
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"coverage_map: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import argparse
 import json
 import multiprocessing
@@ -26,12 +29,11 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tqdm import tqdm
 
-from eval.coverage import simulate
-from eval.coverage_cases import cases
-from eval.coverage_table import is_off, plain_rates, render_csv, render_markdown
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.eval.coverage import simulate
+from dit8.eval.coverage_cases import cases
+from dit8.eval.coverage_table import is_off, plain_rates, render_csv, render_markdown
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def draw_map(arguments: argparse.Namespace) -> dict:

@@ -9,19 +9,20 @@ into outputs/demo, or the folder named. What is drawn already is not drawn again
 fewer captions than a study does. One JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 import time
 
-from eval.stats import MIN_PROMPTS
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import compose, from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import compose, from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"demo: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.stats import MIN_PROMPTS
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 # At most six minutes where a picture takes 5 s in bf16, on 2 cores: 8 captions to calibrate on, a
 # third more than a picture each (statistics, nothing decoded), 55 s; 3 variants x 8 captions of 5
@@ -42,14 +43,14 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.grid import write_grid
-from eval.runs import read_run
-from eval.scoring import rows_of
-from eval.table import render_markdown, summarize
-from quant.formats.table import FORMATS
-from scripts.conversion import quantize_model
-from scripts.evaluation import evaluate
-from scripts.stages import open_model
+from dit8.eval.grid import write_grid
+from dit8.eval.runs import read_run
+from dit8.eval.scoring import rows_of
+from dit8.eval.table import render_markdown, summarize
+from dit8.quant.formats.table import FORMATS
+from dit8.scripts.conversion import quantize_model
+from dit8.scripts.evaluation import evaluate
+from dit8.scripts.stages import open_model
 
 VARIANTS = ("bf16", "int8", "fused_int8")
 COLUMNS = 6

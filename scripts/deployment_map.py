@@ -9,21 +9,22 @@ Without rows the prediction is "not measured" and the rooflines stand alone. Wri
 <results>/tables/deployment_map.md and .csv. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 
-from eval.calibration import calibrate, known, load_bench, measured
-from eval.deployment import RESOLUTIONS, gains, lay_out
-from eval.deployment_table import MISSING, render_csv, render_markdown
-from eval.gpus import load_peaks, load_reported
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"deployment_map: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.calibration import calibrate, known, load_bench, measured
+from dit8.eval.deployment import RESOLUTIONS, gains, lay_out
+from dit8.eval.deployment_table import MISSING, render_csv, render_markdown
+from dit8.eval.gpus import load_peaks, load_reported
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 PEAKS, REPORTED = "conf/gpus/peaks.csv", "conf/gpus/reported.csv"
 

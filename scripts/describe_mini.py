@@ -6,13 +6,16 @@ Reads results/scores.csv, results/mini/{loss,ocr,vae}.csv and results/mini/train
 models/mini/README.md and results/mini/curves.png. Same inputs, same card.
 """
 
+import json
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import json
 from string import Template
+
+try:
+    from dit8.scripts.cli import ROOT, compose, one_sentence
+except ModuleNotFoundError as missing:
+    print(f"describe_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import matplotlib
 
@@ -20,12 +23,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from eval.accuracy import text_accuracy
-from eval.ledger import SCORES, read_table
-from eval.prompts import load_prompts
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, compose, one_sentence
+from dit8.eval.accuracy import text_accuracy
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.prompts import load_prompts
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 TARGETS = {"mini_easy": ">= 95 %", "mini_medium": ">= 85 %", "mini_hard": "50-80 %"}

@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 import torch
 from tqdm import tqdm
 
-from models.machine import usable_cores
-from quant.errors import UserError
-from scripts.sharding import Shard
+from dit8.models.machine import usable_cores
+from dit8.quant.errors import UserError
+from dit8.scripts.sharding import Shard
 
 LOOK_SECONDS = 0.2
 MISTAKE, BUG = "mistake", "bug"

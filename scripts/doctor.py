@@ -7,22 +7,25 @@ Takes a few seconds, changes nothing, and ends with 0 whatever it finds. Prints 
 last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import importlib.util
 import json
+import sys
+from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 (the imports below need 3.11)
     detail = f"{sys.version.split()[0]}, expected 3.11, 3.12 or 3.13"
     print(json.dumps({"packages": {"python": {"ok": False, "detail": detail}}}))
     sys.exit(0)
 
-from models.doctor import examine, report
-from models.machine import Row
+try:
+    import dit8  # noqa: F401
+except ModuleNotFoundError:
+    print("doctor: package dit8 is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.models.doctor import examine, report
+from dit8.models.machine import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = {True: "yes", False: "no", None: ""}

@@ -10,18 +10,19 @@ then set HF_TOKEN or run `hf auth login`. A stopped download goes on where it wa
 command. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
+
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"download: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 from huggingface_hub import get_token
 
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from models.download import check_folder, fetch
-from models.hub import Listing, list_repository, read_licence, resolve_repository
-from models.model_folder import inspect_folder
+from dit8.models.download import check_folder, fetch
+from dit8.models.hub import Listing, list_repository, read_licence, resolve_repository
+from dit8.models.model_folder import inspect_folder
 
 RULE = "-" * 80
 ANSWER = "I agree"

@@ -17,23 +17,23 @@ from datetime import UTC, datetime
 import torch
 from tqdm import tqdm
 
-from eval.ledger import LATENCY, locked, upsert, write_run
-from eval.provenance import describe
-from eval.runs import write_run_record
-from eval.stats import latency_percentiles
-from models.companions import Companions
-from models.generate import generate
-from models.ideogram4 import BRANCHES
-from models.pipeline import resolve_device
-from models.sampling import open_engine
-from models.variants import build_variant
-from quant.stored import checkpoint_files
-from scripts.cell import Cell
-from scripts.cli import ROOT, from_root
-from scripts.conversion import checkpoint_sha256
-from scripts.devices import draw_on_devices, leave_with_parent
-from scripts.parts import Part, leave, merge
-from scripts.sharding import WHOLE, Shard
+from dit8.eval.ledger import LATENCY, locked, upsert, write_run
+from dit8.eval.provenance import describe
+from dit8.eval.runs import write_run_record
+from dit8.eval.stats import latency_percentiles
+from dit8.models.companions import Companions
+from dit8.models.generate import generate
+from dit8.models.ideogram4 import BRANCHES
+from dit8.models.pipeline import resolve_device
+from dit8.models.sampling import open_engine
+from dit8.models.variants import build_variant
+from dit8.quant.stored import checkpoint_files
+from dit8.scripts.cell import Cell
+from dit8.scripts.cli import ROOT, from_root
+from dit8.scripts.conversion import checkpoint_sha256
+from dit8.scripts.devices import draw_on_devices, leave_with_parent
+from dit8.scripts.parts import Part, leave, merge
+from dit8.scripts.sharding import WHOLE, Shard
 
 _COMPANIONS = Companions()  # of this process
 

@@ -21,28 +21,29 @@ share the reference are laid out in an HTML page (scripts/report.py; report=fals
 tables, and one JSON document last. Sweeps (-m), shards and Slurm: docs/sweeps.md.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
 import shlex
+import sys
 import traceback
 from collections.abc import Sequence
 
-from conf.schema import EvaluateConfig
-from quant.errors import UserError
-from scripts.cli import from_root, hydra_main, parse_first
-from scripts.sweep import CellRecord, is_sweep
+try:
+    from dit8.scripts.cli import from_root, hydra_main, parse_first
+except ModuleNotFoundError as missing:
+    print(f"evaluate: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.conf.schema import EvaluateConfig
+from dit8.quant.errors import UserError
+from dit8.scripts.sweep import CellRecord, is_sweep
 
 if __name__ == "__main__":
     parse_first("evaluate", __doc__)  # help and mistakes end here: what follows takes seconds
 
-from eval.report.load import compared_with
-from eval.sweep_table import render_sweep
-from scripts.evaluation import evaluate
-from scripts.report import report
+from dit8.eval.report.load import compared_with
+from dit8.eval.sweep_table import render_sweep
+from dit8.scripts.evaluation import evaluate
+from dit8.scripts.report import report
 
 
 def finish(records: Sequence[CellRecord]) -> dict:

@@ -2,16 +2,16 @@
 
 import sys
 
-from conf.schema import EvaluateConfig
-from eval.categories import categories_of, render_categories, summarize_categories
-from eval.ledger import SCORES, locked, upsert
-from eval.runs import Run, pack_run, read_run
-from eval.scoring import Outcome, measured_everywhere, outcome_document, rows_of, score_run
-from eval.table import render_markdown, score_document, summarize
-from scripts.cell import Cell, prepare, reference_of, settings_of
-from scripts.cli import from_root, say_what_is_lacking, terse
-from scripts.drawing import draw, draw_shard
-from scripts.sharding import WHOLE
+from dit8.conf.schema import EvaluateConfig
+from dit8.eval.categories import categories_of, render_categories, summarize_categories
+from dit8.eval.ledger import SCORES, locked, upsert
+from dit8.eval.runs import Run, pack_run, read_run
+from dit8.eval.scoring import Outcome, measured_everywhere, outcome_document, rows_of, score_run
+from dit8.eval.table import render_markdown, score_document, summarize
+from dit8.scripts.cell import Cell, prepare, reference_of, settings_of
+from dit8.scripts.cli import from_root, say_what_is_lacking, terse
+from dit8.scripts.drawing import draw, draw_shard
+from dit8.scripts.sharding import WHOLE
 
 
 def evaluate(config: EvaluateConfig) -> tuple[dict, str]:

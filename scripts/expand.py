@@ -14,21 +14,23 @@ answer is kept in --cache and not asked for again. An idea that fails is named a
 the same command tries it again. Prints one JSON document last.
 """
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"expand: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
-import argparse
-import json
-
-from eval.captions import expected_text, parse
-from eval.expand import Expander, expand
-from eval.expand_endpoint import endpoint_expander
-from eval.expand_template import TemplateExpander
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.eval.captions import expected_text, parse
+from dit8.eval.expand import Expander, expand
+from dit8.eval.expand_endpoint import endpoint_expander
+from dit8.eval.expand_template import TemplateExpander
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 OFFLINE = ("template", "poster")  # as quick as a cache
 NAMES = (*OFFLINE, "endpoint", "enhancer")
@@ -51,13 +53,13 @@ def open_expander(
     if name == "template":
         return TemplateExpander()
     if name == "poster":
-        from eval.expand_poster import PosterExpander  # half a second: matplotlib
+        from dit8.eval.expand_poster import PosterExpander  # half a second: matplotlib
 
         return PosterExpander()
     if name == "endpoint":
         return endpoint_expander()
     if name == "enhancer":
-        from eval.expand_enhancer import EnhancerExpander  # seconds: torch
+        from dit8.eval.expand_enhancer import EnhancerExpander  # seconds: torch
 
         return EnhancerExpander(model, head or model / "prompt_enhancer_head", device)
     raise UserError(f"expander must be one of {', '.join(NAMES)}, got {name!r}; correct the name")

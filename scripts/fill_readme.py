@@ -11,17 +11,19 @@ title there becomes bold text, because it would stand above the page's own. Path
 inside such files, count from the repository's root; on a page in docs they are written from there.
 """
 
+import os
+import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+try:
+    from dit8.scripts.cli import ROOT, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"fill_readme: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
-import os
-import re
-
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, one_sentence, terse
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 TITLE = re.compile(r"^# (?P<words>.+)$", re.MULTILINE)
 BLOCK = re.compile(r"<!-- table: (?P<path>\S+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -18,38 +18,39 @@ rolls the roundings behind it anew. With random weights, 34 blocks, a linear's d
 way, and 3e-4 in float32.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from conf.schema import FragilityConfig
-from eval.fragility import as_frame, csv_text, make_rows, render, verdict
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from quant.keys import content_key
-from scripts.cli import from_root, hydra_main, parse_first, terse
+try:
+    from dit8.scripts.cli import from_root, hydra_main, parse_first, terse
+except ModuleNotFoundError as missing:
+    print(f"fragility: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.conf.schema import FragilityConfig
+from dit8.eval.fragility import as_frame, csv_text, make_rows, render, verdict
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.quant.keys import content_key
 
 if __name__ == "__main__":
     parse_first("fragility", __doc__)  # help and mistakes end here: what follows takes seconds
 
 import torch
 
-from eval.fragility_map import draw_map
-from models.generate import check_length, denoise
-from models.ideogram4 import BRANCHES, architecture, branch_modules
-from models.pipeline import load_pipeline, resolve_device, torch_dtype
-from models.random_ideogram4 import RandomPrompt, build_random, run_random
-from quant.latency import role_of
-from scripts.profiling import Running, Subject, profile
-from scripts.stages import calibration_prompts, make_sampler, model_architecture, open_model
+from dit8.eval.fragility_map import draw_map
+from dit8.models.generate import check_length, denoise
+from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.models.pipeline import load_pipeline, resolve_device, torch_dtype
+from dit8.models.random_ideogram4 import RandomPrompt, build_random, run_random
+from dit8.quant.latency import role_of
+from dit8.scripts.profiling import Running, Subject, profile
+from dit8.scripts.stages import calibration_prompts, make_sampler, model_architecture, open_model
 
 METHOD = 1  # raise it when a number changes its meaning: states of before are then left alone
 

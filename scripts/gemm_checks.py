@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.int8_gemm import int8_gemm
-from quant.errors import UserError
-from scripts.gemm_paths import Declined, GemmPath, Operands, int_sums, scale_sums
-from scripts.timing import Call
+from dit8.kernels.int8_gemm import int8_gemm
+from dit8.quant.errors import UserError
+from dit8.scripts.gemm_paths import Declined, GemmPath, Operands, int_sums, scale_sums
+from dit8.scripts.timing import Call
 
 # Relative L2 error of a Gaussian product: 0.04 with both operands in e4m3, 0.016 in int8 with the
 # longest rows here. Scales of the wrong rows give about 1: draw_operands varies them by 16 times.

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from eval.gemm_rows import PATHS, modes_of, split_mode
-from quant.errors import UserError
-from scripts.gemm_checks import Checker
-from scripts.gemm_paths import Declined, GemmPath, Operands, draw_operands
-from scripts.gemm_peers import first_line
-from scripts.timing import Call, Sampler, copies_for, interleave
+from dit8.eval.gemm_rows import PATHS, modes_of, split_mode
+from dit8.quant.errors import UserError
+from dit8.scripts.gemm_checks import Checker
+from dit8.scripts.gemm_paths import Declined, GemmPath, Operands, draw_operands
+from dit8.scripts.gemm_peers import first_line
+from dit8.scripts.timing import Call, Sampler, copies_for, interleave
 
 EVERYWHERE = "everywhere"
 Cell = tuple[str, str]  # path, mode

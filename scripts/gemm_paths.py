@@ -19,10 +19,10 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
-from kernels.int8_gemm import accumulate, int8_gemm
-from kernels.quant_rows import quant_rows
-from quant.int8 import dequantize, quantize_rows, quantize_weight
-from scripts.timing import Call
+from dit8.kernels.int8_gemm import accumulate, int8_gemm
+from dit8.kernels.quant_rows import quant_rows
+from dit8.quant.int8 import dequantize, quantize_rows, quantize_weight
+from dit8.scripts.timing import Call
 
 FP8, FP8_MAX = torch.float8_e4m3fn, 448.0
 INT_MM_ROWS = 17  # the fewest that torch._int_mm takes on CUDA

@@ -24,9 +24,9 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from kernels.quant_rows import quant_rows
-from scripts.gemm_paths import Declined, GemmPath, Operands, compiled
-from scripts.timing import Call
+from dit8.kernels.quant_rows import quant_rows
+from dit8.scripts.gemm_paths import Declined, GemmPath, Operands, compiled
+from dit8.scripts.timing import Call
 
 SGL_LIBRARY = "DIT8_SGL_LIBRARY"  # environment variable: path of sm90/common_ops.abi3.so
 

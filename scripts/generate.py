@@ -15,22 +15,19 @@ beside the picture, as poster.json beside poster.png: drawn again, it gives the 
 Variants: those of conf/variant; engines: stock, dit8. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import contextlib
 import json
 import re
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conf.schema import GenerateConfig
-    from quant.formats.table import Format
-    from scripts.stages import Model
+    from dit8.conf.schema import GenerateConfig
+    from dit8.quant.formats.table import Format
+    from dit8.scripts.stages import Model
 
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=\S*")
 
@@ -44,8 +41,8 @@ def read_first(argument: str) -> tuple[str | None, str]:
     Raises:
         UserError: an override, a file that is missing, JSON that is no caption.
     """
-    from eval.prompts import parse_caption
-    from quant.errors import UserError
+    from dit8.eval.prompts import parse_caption
+    from dit8.quant.errors import UserError
 
     if argument.lstrip().startswith("{"):
         return parse_caption(argument), ""
@@ -81,8 +78,8 @@ def caption_path(out: str) -> Path:
     Raises:
         UserError: it would be the picture itself, or replace something else than a caption.
     """
-    from eval.prompts import parse_caption
-    from quant.errors import UserError
+    from dit8.eval.prompts import parse_caption
+    from dit8.quant.errors import UserError
 
     path = Path(out).with_suffix(".json")
     if path == Path(out):
@@ -104,8 +101,8 @@ def find_or_build(config: "GenerateConfig", model: "Model", target: "Format") ->
     Raises:
         UserError: as `scripts.conversion.find_checkpoint`.
     """
-    from scripts.cli import make_recipe
-    from scripts.conversion import checkpoint_path, find_checkpoint
+    from dit8.scripts.cli import make_recipe
+    from dit8.scripts.conversion import checkpoint_path, find_checkpoint
 
     if (
         config.model.build_missing
@@ -130,16 +127,16 @@ def generate(caption: str, config: "GenerateConfig") -> dict:
     import torch
     from tqdm import tqdm
 
-    from eval.prompts import caption_texts, parse_caption
-    from eval.records import Prompt
-    from models.generate import check_length, denoise
-    from models.pipeline import load_tokenizer, resolve_device
-    from models.sampling import check_engine, open_engine
-    from models.variants import Variant, build_variant
-    from quant.atomic import write_atomically, writing
-    from quant.formats.table import get_format
-    from scripts.cli import terse
-    from scripts.stages import make_sampler, open_model
+    from dit8.eval.prompts import caption_texts, parse_caption
+    from dit8.eval.records import Prompt
+    from dit8.models.generate import check_length, denoise
+    from dit8.models.pipeline import load_tokenizer, resolve_device
+    from dit8.models.sampling import check_engine, open_engine
+    from dit8.models.variants import Variant, build_variant
+    from dit8.quant.atomic import write_atomically, writing
+    from dit8.quant.formats.table import get_format
+    from dit8.scripts.cli import terse
+    from dit8.scripts.stages import make_sampler, open_model
 
     beside = caption_path(config.out)
     staged = config.hardware.staged
@@ -192,13 +189,17 @@ def main() -> None:
         with contextlib.suppress(BrokenPipeError):
             print(__doc__, flush=True)
         sys.exit(0 if len(sys.argv) > 1 else 2)
-    from scripts.cli import compose, from_root, one_sentence  # what takes longer than --help may
+    try:
+        from dit8.scripts.cli import compose, from_root, one_sentence  # slower than --help may be
+    except ModuleNotFoundError as missing:
+        print(f"generate: package {missing.name} is missing; run make venv", file=sys.stderr)
+        sys.exit(2)
 
     with one_sentence("generate"):
         caption, sentence = read_first(sys.argv[1])
         config = compose("generate", sys.argv[2:])
         if caption is None:
-            from scripts.expand import expanded, open_expander
+            from dit8.scripts.expand import expanded, open_expander
 
             expander = open_expander(config.model.expander, from_root(config.model.path))
             caption = expanded(expander, sentence, from_root("outputs/expanded"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 SIZE = 8192  # 1.1 TFLOP a product, 128 MiB an operand: every multiprocessor is busy
 WARM_MS, SUSTAINED_MS = 500.0, 1000.0  # power and clocks settle within a few hundred ms

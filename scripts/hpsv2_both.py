@@ -8,26 +8,22 @@ Before that, the tensors of the real ViT-H-14 are compared by name and shape, wi
 Prints one JSON document last: {"tensors", "rows": [[quantity, case, largest difference]]}.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
 import math
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
 from PIL import Image
 
-from eval.clip_models import load_tokenizer, load_towers
-from eval.images import load_rgb
-from eval.records import Sample
-from eval.scorers.hpsv2 import ARCHITECTURE, SCORERS
-from models.torchvision_shim import import_torchvision
+from dit8.eval.clip_models import load_tokenizer, load_towers
+from dit8.eval.images import load_rgb
+from dit8.eval.records import Sample
+from dit8.eval.scorers.hpsv2 import ARCHITECTURE, SCORERS
+from dit8.models.torchvision_shim import import_torchvision
 
 # As the real one, with patches of 14 px, heads 80 wide and 77 tokens, but two layers a tower.
 TINY = {

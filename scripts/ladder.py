@@ -9,18 +9,19 @@
 Writes <results>/tables/ladder_<model>.md. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 
-from eval.ledger import SCORES, read_table
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"ladder: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.ledger import SCORES, read_table
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 RECIPES = ("naive", "smooth_only", "smoothquant")
 
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.ladder import climb, render_ladder
+from dit8.eval.ladder import climb, render_ladder
 
 SCORERS = ("latent_error", "psnr", "ocr_exact", "ocr_ned")
 

@@ -13,24 +13,25 @@ continues. Any other key=value goes to that script. Writes <ledger>/tables/limit
 the page, and one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+try:
+    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"limits: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
 import pandas as pd
 
-from eval.ledger import SCORES, read_table
-from eval.margins import load_margins
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.margins import load_margins
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.limits import DISTANCES, JUDGES, REFERENCE, collect, examine, missing, read_records
-from eval.limits_table import ABSENT, render
+from dit8.eval.limits import DISTANCES, JUDGES, REFERENCE, collect, examine, missing, read_records
+from dit8.eval.limits_table import ABSENT, render
 
 PROMPTS = "mini_hard"
 BACKENDS = {"cuda": "torch-cuda", "cpu": "torch-cpu"}

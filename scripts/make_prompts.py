@@ -5,21 +5,22 @@
 Deterministic: the committed files are what this prints. No word occurs in two sets.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
+import sys
+
+try:
+    from dit8.scripts.cli import ROOT
+except ModuleNotFoundError as missing:
+    print(f"make_prompts: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 
-from eval.matching import exact_fraction
-from eval.reading import read
-from models.poster_drawing import draw_poster
-from models.posters import Poster, caption, make_poster
-from quant.atomic import write_atomically
-from scripts.cli import ROOT
+from dit8.eval.matching import exact_fraction
+from dit8.eval.reading import read
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.posters import Poster, caption, make_poster
+from dit8.quant.atomic import write_atomically
 
 SETS = {  # name -> (tiers in turn, captions, first poster seed)
     "mini_easy": (("easy",), 200, 1_000_000),

@@ -11,21 +11,22 @@ adds random activation statistics for them, so that every recipe can be resolved
 document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import math
+import sys
 import time
 from typing import Any
 
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"make_synthetic: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
 from tqdm import tqdm
 
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,16 +48,16 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from models.synthetic import (
+from dit8.models.synthetic import (
     Options,
     bytes_needed,
     describe,
     synthetic_key,
     write_synthetic,
 )
-from models.synthetic_values import synthetic_stats
-from quant.act_stats import save_stats
-from scripts.stages import peak_rss_bytes
+from dit8.models.synthetic_values import synthetic_stats
+from dit8.quant.act_stats import save_stats
+from dit8.scripts.stages import peak_rss_bytes
 
 
 def parse_config(text: str, layers: int | None) -> dict[str, Any]:

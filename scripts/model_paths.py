@@ -22,13 +22,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Ideogram4Pipeline
 from torch import nn
 from torch.nn.attention import sdpa_kernel
 
-from eval.records import Prompt
-from models.attention import BACKENDS, choose_attention
-from models.generate import PATCH_PX, Sampler, denoise
-from models.ideogram4 import BRANCHES
-from models.sampling import Clock, Engine
-from quant.errors import UserError
-from scripts.random_variants import VARIANTS, Branches
+from dit8.eval.records import Prompt
+from dit8.models.attention import BACKENDS, choose_attention
+from dit8.models.generate import PATCH_PX, Sampler, denoise
+from dit8.models.ideogram4 import BRANCHES
+from dit8.models.sampling import Clock, Engine
+from dit8.quant.errors import UserError
+from dit8.scripts.random_variants import VARIANTS, Branches
 
 STOCK_SLOTS = 2048  # the pipeline's default max_sequence_length
 # name on the command line -> (variant, engine) of the table

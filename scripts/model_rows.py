@@ -12,8 +12,8 @@ from typing import Any
 
 import scipy
 
-from eval.ledger import Layout
-from scripts.model_paths import Drawing
+from dit8.eval.ledger import Layout
+from dit8.scripts.model_paths import Drawing
 
 LEVEL = 0.95
 FULL_STEPS = 48

@@ -13,22 +13,22 @@ from typing import Any
 
 import torch
 
-from eval.ledger import upsert
-from models.generate import PATCH_PX
-from models.random_ideogram4 import build_random
-from models.sampling import Clock
-from quant.errors import UserError
-from scripts.health import check_health, cuda_bf16_tflops, expected_tflops
-from scripts.kernel_components import (
+from dit8.eval.ledger import upsert
+from dit8.models.generate import PATCH_PX
+from dit8.models.random_ideogram4 import build_random
+from dit8.models.sampling import Clock
+from dit8.quant.errors import UserError
+from dit8.scripts.health import check_health, cuda_bf16_tflops, expected_tflops
+from dit8.scripts.kernel_components import (
     PROFILED_STEPS,
     WARM_STEPS,
     StepProfiler,
     by_component,
     component_of,
 )
-from scripts.model_paths import PATHS, Drawing, Path, open_path
-from scripts.model_rows import MODEL, bytes_row, component_rows, time_rows
-from scripts.random_variants import make_branches, storage_bytes
+from dit8.scripts.model_paths import PATHS, Drawing, Path, open_path
+from dit8.scripts.model_rows import MODEL, bytes_row, component_rows, time_rows
+from dit8.scripts.random_variants import make_branches, storage_bytes
 
 LAYERS, TEXT_TOKENS = 34, 300
 WARM_UP_STEPS = 2

@@ -6,19 +6,20 @@ One table a run and resolution: runs are never mixed, because times of two cards
 two days, have no ratio. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.ledger import read_table
-from quant.atomic import write_atomically
-from scripts.cli import from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"model_speed_table: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.ledger import read_table
+from dit8.quant.atomic import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,9 +33,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from scripts.kernel_components import COMPONENTS
-from scripts.model_paths import PATHS
-from scripts.model_rows import FULL_STEPS, MODEL
+from dit8.scripts.kernel_components import COMPONENTS
+from dit8.scripts.model_paths import PATHS
+from dit8.scripts.model_rows import FULL_STEPS, MODEL
 
 Rows = Sequence[Mapping[str, Any]]
 ORDER = list(PATHS.values())

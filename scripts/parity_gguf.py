@@ -10,28 +10,30 @@ Writes <out>, by default outputs/results/parity/gguf.csv (matrix, format, mse_ou
 ratio). Prints one JSON document last; speeds are in M weights/s of CPU time, one thread.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import ctypes
 import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"parity_gguf: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import pandas as pd
 
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,12 +52,12 @@ if __name__ == "__main__":
 
 import torch
 
-from models.ideogram4 import BRANCHES
-from quant.formats import q4_k, q8_0
-from quant.gguf_header import KINDS
-from quant.open_source import weight_files
-from quant.safetensors_reader import SafetensorsFile
-from quant.types import Codec
+from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.formats import q4_k, q8_0
+from dit8.quant.gguf_header import KINDS
+from dit8.quant.open_source import weight_files
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.types import Codec
 
 # The smallest source package on PyPI that carries a recent ggml (MIT licence): 3.4 MB.
 PACKAGE, VERSION = "ggml-python", "0.0.45"  # ggml 0.15.3

@@ -14,25 +14,27 @@ Writes <out>, by default outputs/results/parity/hpsv2.csv (quantity, case, diffe
 JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import hashlib
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import venv
+from pathlib import Path
+
+try:
+    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"parity_hpsv2: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import pandas as pd
 
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 PACKAGE, VERSION = "hpsv2", "1.2.0"
 SHA256 = "3ee638b06847bef24e1de43d0b5e3890a4a850034b4bf618e4bb3e78e2d806a1"  # of its wheel

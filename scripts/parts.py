@@ -9,9 +9,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models.generate import Timing
-from quant.atomic import write_atomically
-from scripts.sharding import Shard
+from dit8.models.generate import Timing
+from dit8.quant.atomic import write_atomically
+from dit8.scripts.sharding import Shard
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,25 @@ the plans, up to a line `<!-- end -->`: committed measurements and reported figu
 this machine. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
 import re
+import sys
 from collections.abc import Sequence
 
-from eval.gpus import load_peaks
-from eval.reproduce.estimate import load_measurements
-from eval.reproduce.plan import TABLES, plan_table
-from eval.reproduce.step import Machine, Plan, Request, Step, cost, merge, sum_up, total
-from eval.table import align
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, one_sentence, terse
-from scripts.table_request import peaks_path
+try:
+    from dit8.scripts.cli import ROOT, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"plan_page: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.gpus import load_peaks
+from dit8.eval.reproduce.estimate import load_measurements
+from dit8.eval.reproduce.plan import TABLES, plan_table
+from dit8.eval.reproduce.step import Machine, Plan, Request, Step, cost, merge, sum_up, total
+from dit8.eval.table import align
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.scripts.table_request import peaks_path
 
 PAGE = ROOT / "docs" / "reproduce.md"
 GPU, HARDWARE = "rtx3090", "cuda_24gb"

@@ -8,22 +8,23 @@ them smaller by the same: in fp32 the output keeps every bit. It tests that outl
 repaired; it is no evidence about Ideogram 4.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
+import sys
 
-from conf.schema import CalibrateConfig
-from quant.errors import UserError
-from scripts.cli import from_root, hydra_main, parse_first, terse
+try:
+    from dit8.scripts.cli import from_root, hydra_main, parse_first, terse
+except ModuleNotFoundError as missing:
+    print(f"plant_outliers: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.conf.schema import CalibrateConfig
+from dit8.quant.errors import UserError
 
 if __name__ == "__main__":
     parse_first("plant_outliers", __doc__)  # help and mistakes end here: what follows takes seconds
 
-from models.planted import RECORD
-from scripts.stages import open_model
+from dit8.models.planted import RECORD
+from dit8.scripts.stages import open_model
 
 
 @hydra_main("plant_outliers")

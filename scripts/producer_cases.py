@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import torch
 
-from quant.formats import fp8, nf4, q4_k, q8_0
+from dit8.quant.formats import fp8, nf4, q4_k, q8_0
 
 HIDDEN, FFN, HEADS, HEAD_DIM, EPS = 4608, 12288, 18, 256, 1e-5  # Ideogram 4
 SPREADS = [(256 * w * (2 if wide else 1), w) for w in (1, 2, 4, 8, 16) for wide in (False, True)]
@@ -41,7 +41,7 @@ def _codes(m: int, k: int) -> list[torch.Tensor]:
 
 def _spreads(k: int) -> tuple:
     """List the spreads that waste less than a third of the lanes and fit the registers."""
-    from kernels.quant_rows_triton import Config
+    from dit8.kernels.quant_rows_triton import Config
 
     fits = []
     for block_k, warps in SPREADS:
@@ -55,7 +55,7 @@ BEFORE_CODES = {"plain": (False, 0), "smooth": (True, 0), "rotated": (False, 256
 
 
 def quant_rows_cases() -> Iterator[Case]:
-    from kernels.quant_rows_triton import choose_config, launch
+    from dit8.kernels.quant_rows_triton import choose_config, launch
 
     for k in (HIDDEN, FFN):
         for variant, (smooth, rotation) in BEFORE_CODES.items():
@@ -72,7 +72,7 @@ def quant_rows_cases() -> Iterator[Case]:
 
 
 def norm_cases() -> Iterator[Case]:
-    from kernels.norms_triton import choose_config, launch
+    from dit8.kernels.norms_triton import choose_config, launch
 
     parts = [("modulated_norm", "plain", False, True, None, 4)]
     parts += [("gated_residual", "plain", True, False, None, 6)]
@@ -104,7 +104,7 @@ def norm_cases() -> Iterator[Case]:
 
 
 def swiglu_cases() -> Iterator[Case]:
-    from kernels.swiglu_triton import choose_config, launch
+    from dit8.kernels.swiglu_triton import choose_config, launch
 
     for variant, before in ({"values": None} | BEFORE_CODES).items():
 
@@ -124,7 +124,7 @@ def swiglu_cases() -> Iterator[Case]:
 
 
 def rope_cases() -> Iterator[Case]:
-    from kernels.qk_norm_rope_triton import Config, choose_config, launch
+    from dit8.kernels.qk_norm_rope_triton import Config, choose_config, launch
 
     width, half = HEADS * HEAD_DIM, HEAD_DIM // 2
 
@@ -179,7 +179,7 @@ def _stored(name: str, m: int, k: int) -> dict[str, torch.Tensor]:
 
 def decode_cases() -> Iterator[Case]:
     """List the decoders, M and K being the weight's rows and columns; "torch": without a kernel."""
-    from kernels.decode_triton import Config, choose_config, launch
+    from dit8.kernels.decode_triton import Config, choose_config, launch
 
     sizes = [(256, 1), (512, 1), (512, 2), (512, 4), (1024, 2), (1024, 4), (2048, 4), (4096, 4)]
     sizes += [(4096, 8), (8192, 8)]

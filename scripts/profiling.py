@@ -15,14 +15,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from quant.act_stats import channel_crest
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from quant.int8 import relative_error
-from quant.moments import Moments, kurtosis, merge, recording_moments
-from quant.replay import Call, record_inputs, velocities
-from quant.sensitivity import exchanged, plain_int8, velocity_damage
-from quant.types import Architecture
+from dit8.quant.act_stats import channel_crest
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import relative_error
+from dit8.quant.moments import Moments, kurtosis, merge, recording_moments
+from dit8.quant.replay import Call, record_inputs, velocities
+from dit8.quant.sensitivity import exchanged, plain_int8, velocity_damage
+from dit8.quant.types import Architecture
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,32 @@ q8_0, q4_k, bf16) have none. Writes <checkpoints>/<model>/<recipe or format>-<ke
 configuration finds its checkpoint again. Prints the table of layers, and one JSON document last.
 """
 
+import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import json
+try:
+    from dit8.scripts.cli import ROOT, from_root, hydra_main, parse_first, terse
+except ModuleNotFoundError as missing:
+    print(f"quantize: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 from rich.console import Console
 from rich.table import Table
 
-from conf.schema import QuantizeConfig
-from eval.provenance import git_state, versions
-from quant.model_card import ReleaseCard
-from quant.release import find_licence, write_release
-from quant.release_terms import base_of
-from scripts.cli import ROOT, from_root, hydra_main, parse_first, terse
+from dit8.conf.schema import QuantizeConfig
+from dit8.eval.provenance import git_state, versions
+from dit8.quant.model_card import ReleaseCard
+from dit8.quant.release import find_licence, write_release
+from dit8.quant.release_terms import base_of
 
 if __name__ == "__main__":
     parse_first("quantize", __doc__)  # help and mistakes end here: what follows takes seconds
 
-from quant.formats.table import Format, get_format
-from quant.types import LayerReport
-from scripts.conversion import Quantized, quantize_model
-from scripts.stages import Model, open_model, peak_rss_bytes
+from dit8.quant.formats.table import Format, get_format
+from dit8.quant.types import LayerReport
+from dit8.scripts.conversion import Quantized, quantize_model
+from dit8.scripts.stages import Model, open_model, peak_rss_bytes
 
 
 def layer_table(reports: tuple[LayerReport, ...]) -> Table:

@@ -10,24 +10,26 @@ Seconds and GB above the posters are of the full-size architecture, from <result
 Writes <results>/readme/strip.png, which keeps the ids of its runs. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"readme_strip: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 import pandas as pd
 from PIL import PngImagePlugin
 
-from eval.images import load_rgb
-from eval.reproduce import bench
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.eval.images import load_rgb
+from dit8.eval.reproduce import bench
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,11 +48,11 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: the imports below take seconds
 
-from eval.reproduce.headline import SIZE
-from eval.reproduce.runs import MINI
-from eval.reproduce.short import ROWS
-from eval.runs import Run, read_run
-from eval.strip import Column, Part, draw_strip
+from dit8.eval.reproduce.headline import SIZE
+from dit8.eval.reproduce.runs import MINI
+from dit8.eval.reproduce.short import ROWS
+from dit8.eval.runs import Run, read_run
+from dit8.eval.strip import Column, Part, draw_strip
 
 NOTES = (
     f"Posters: bundled {MINI.label}, chosen because a difference can be seen. "

@@ -15,21 +15,23 @@ and no JavaScript, and its plots as SVG; <out> is outputs/report/<model>-<prompt
 The texts read are kept in the runs' folders. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
-from eval.margins import load_margins
-from eval.report import LIMIT_MB
-from eval.report.pictures import MEGABYTE
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"report: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.margins import load_margins
+from dit8.eval.report import LIMIT_MB
+from dit8.eval.report.pictures import MEGABYTE
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.report.build import make_report
-from eval.report.load import compared_with, load
-from eval.runs import unpack_run
+from dit8.eval.report.build import make_report
+from dit8.eval.report.load import compared_with, load
+from dit8.eval.runs import unpack_run
 
 
 def report(

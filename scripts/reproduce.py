@@ -18,21 +18,23 @@ it takes and how much disk (plan=true only says it), and docs/reproduce.md tells
 Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from eval.margins import load_margins
-from eval.reproduce.table import Table, tally
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"reproduce: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.margins import load_margins
+from dit8.eval.reproduce.table import Table, tally
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.limits import examine
-from eval.limits_table import answer
-from eval.reproduce import (
+from dit8.eval.limits import examine
+from dit8.eval.limits_table import answer
+from dit8.eval.reproduce import (
     chart,
     findings_page,
     headline,
@@ -59,10 +61,10 @@ from eval.reproduce import (
     speed_claims,
     verdict_line,
 )
-from eval.reproduce.brief import PICKS, render_brief
-from eval.reproduce.finding import find
-from eval.reproduce.tables import BUILDERS, build_tables, write_tables
-from scripts import limits
+from dit8.eval.reproduce.brief import PICKS, render_brief
+from dit8.eval.reproduce.finding import find
+from dit8.eval.reproduce.tables import BUILDERS, build_tables, write_tables
+from dit8.scripts import limits
 
 COMMITTED = ROOT / "results"
 MEASURED = ("scores.csv", "bench", "convert")  # of these a folder of rows has some
@@ -129,7 +131,7 @@ def main() -> None:
                     f"--run must have its table as a word, got --table {arguments.table} beside "
                     "it; write --run table=3"
                 )
-            from scripts.table_runs import run_table  # brings in all that draws and scores
+            from dit8.scripts.table_runs import run_table  # brings in all that draws and scores
 
             print(json.dumps(run_table(arguments.words)))
             return

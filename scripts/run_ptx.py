@@ -13,23 +13,24 @@ older cards, whose memory, caches and clocks are others. Writes <out>, by defaul
 outputs/results/bench/ptx.csv. Prints one JSON document last. Exit code 1: a result differs.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+try:
+    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"run_ptx: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
 import pandas as pd
 
-from eval.provenance import git_state
-from kernels.shipped import configs_for
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
+from dit8.eval.provenance import git_state
+from dit8.kernels.shipped import configs_for
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 SMS = (80, 86, 89)
 
@@ -50,11 +51,11 @@ if __name__ == "__main__":
 import torch
 import triton
 
-from kernels import int8_gemm_triton, quant_rows_triton
-from kernels.int8_gemm import accumulate
-from kernels.quant_rows import quant_rows_reference
-from scripts.arch_compile import Build, call_by_name, compiling_for
-from scripts.arch_kernels import tile_name
+from dit8.kernels import int8_gemm_triton, quant_rows_triton
+from dit8.kernels.int8_gemm import accumulate
+from dit8.kernels.quant_rows import quant_rows_reference
+from dit8.scripts.arch_compile import Build, call_by_name, compiling_for
+from dit8.scripts.arch_kernels import tile_name
 
 Shape = tuple[int, int, int]  # M, N, K
 

@@ -12,17 +12,19 @@ Takes folders written by scripts/evaluate.py, or their archives (archive=true). 
 that fails is named, the others go on, and the exit code is 1. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 import tempfile
+from pathlib import Path
 
-from quant.errors import UserError
-from scripts.cli import compose, from_root, one_sentence, say_what_is_lacking
+try:
+    from dit8.scripts.cli import compose, from_root, one_sentence, say_what_is_lacking
+except ModuleNotFoundError as missing:
+    print(f"score: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,12 +45,12 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.categories import categories_of, render_categories, summarize_categories
-from eval.runs import Run, read_run, unpack_run
-from eval.scorer_settings import Settings, parse_options
-from eval.scorers import get_scorer
-from eval.scoring import measured_everywhere, outcome_document, rows_of, score_run
-from eval.table import render_markdown, score_document, summarize
+from dit8.eval.categories import categories_of, render_categories, summarize_categories
+from dit8.eval.runs import Run, read_run, unpack_run
+from dit8.eval.scorer_settings import Settings, parse_options
+from dit8.eval.scorers import get_scorer
+from dit8.eval.scoring import measured_everywhere, outcome_document, rows_of, score_run
+from dit8.eval.table import render_markdown, score_document, summarize
 
 
 def open_run(path: Path, scratch: Path) -> Run:

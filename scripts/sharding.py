@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.records import Prompt
-from quant.errors import UserError
+from dit8.eval.records import Prompt
+from dit8.quant.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,24 @@ Reads <results>/bench/gemm.csv, writes <results>/tables/gemm.md. Prints one JSON
 same rows give the same bytes.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from eval.gemm_rows import GEMM, PATHS, PEERS, ROWS_M, SHAPES, STEP_M, Cell, ratios, step_mean
-from eval.ledger import read_table
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"speed_tables: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
+
+from dit8.eval.gemm_rows import GEMM, PATHS, PEERS, ROWS_M, SHAPES, STEP_M, Cell, ratios, step_mean
+from dit8.eval.ledger import read_table
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 ABSENT = "–"
 FEW_ROWS = tuple(m for m in ROWS_M if m < min(STEP_M))

@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
-from eval.ledger import locked
-from eval.prompts import first_prompts, load_prompts
-from eval.records import Prompt
-from models.architectures import architecture_of
-from models.generate import Sampler, check_length, denoise
-from models.ideogram4 import BRANCHES, branch_modules, source_sha256
-from models.model_folder import INDEX, components
-from models.pipeline import load_pipeline, resolve_device
-from models.planted import check_planted, plant_model
-from models.staging import staged
-from quant import act_stats
-from quant.act_stats import load_stats
-from quant.atomic import writing
-from quant.calibrate import calibrate
-from quant.errors import UserError
-from quant.keys import content_key
-from quant.types import ActStats, Architecture
-from scripts.cli import from_root, prompt_file, terse
+from dit8.conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
+from dit8.eval.ledger import locked
+from dit8.eval.prompts import first_prompts, load_prompts
+from dit8.eval.records import Prompt
+from dit8.models.architectures import architecture_of
+from dit8.models.generate import Sampler, check_length, denoise
+from dit8.models.ideogram4 import BRANCHES, branch_modules, source_sha256
+from dit8.models.model_folder import INDEX, components
+from dit8.models.pipeline import load_pipeline, resolve_device
+from dit8.models.planted import check_planted, plant_model
+from dit8.models.staging import staged
+from dit8.quant import act_stats
+from dit8.quant.act_stats import load_stats
+from dit8.quant.atomic import writing
+from dit8.quant.calibrate import calibrate
+from dit8.quant.errors import UserError
+from dit8.quant.keys import content_key
+from dit8.quant.types import ActStats, Architecture
+from dit8.scripts.cli import from_root, prompt_file, terse
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline

@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eval.gpus import load_peaks
-from eval.reproduce.estimate import load_measurements
-from eval.reproduce.plan import EXTRAS, plan_table
-from eval.reproduce.step import Need, Plan, Step, merge, render, sum_up, total
-from eval.scorers import get_scorer
-from models.doctor import read_configs
-from models.machine import query_gpus
-from models.model_folder import INDEX
-from models.requirements import install_command, missing_from_extra, project
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, terse
-from scripts.table_request import Wanted, peaks_path, read_words
+from dit8.eval.gpus import load_peaks
+from dit8.eval.reproduce.estimate import load_measurements
+from dit8.eval.reproduce.plan import EXTRAS, plan_table
+from dit8.eval.reproduce.step import Need, Plan, Step, merge, render, sum_up, total
+from dit8.eval.scorers import get_scorer
+from dit8.models.doctor import read_configs
+from dit8.models.machine import query_gpus
+from dit8.models.model_folder import INDEX
+from dit8.models.requirements import install_command, missing_from_extra, project
+from dit8.quant.errors import UserError
+from dit8.scripts.cli import ROOT, from_root, terse
+from dit8.scripts.table_request import Wanted, peaks_path, read_words
 
 CHUNK_BYTES = 4096
 STOP_SECONDS = 5.0

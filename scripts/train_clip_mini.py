@@ -12,26 +12,28 @@ writes the open_clip folder. The optimizers' moments are not kept, so a resumed 
 and it draws fresh posters. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import csv
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from string import Template
 from typing import Any
+
+try:
+    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"train_clip_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 from PIL import Image
 
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import ROOT, from_root, one_sentence, terse
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,8 +65,8 @@ if __name__ == "__main__":
 
 import torch
 
-from eval.poster_ranking import rank_posters
-from models.clip_mini import (
+from dit8.eval.poster_ranking import rank_posters
+from dit8.models.clip_mini import (
     CONTEXT,
     FINE,
     FULL,
@@ -77,13 +79,13 @@ from models.clip_mini import (
     encode_texts,
     save_clip,
 )
-from models.pipeline import resolve_device
-from models.posters import TIERS, make_poster
-from models.training.branch import Average
-from models.training.checkpoint import load_state, load_weights, save_state, save_weights
-from models.training.clip import train_clip
-from models.training.clip_stream import GROUP, Reservoir, stream
-from models.training.pool import to_signal
+from dit8.models.pipeline import resolve_device
+from dit8.models.posters import TIERS, make_poster
+from dit8.models.training.branch import Average
+from dit8.models.training.checkpoint import load_state, load_weights, save_state, save_weights
+from dit8.models.training.clip import train_clip
+from dit8.models.training.clip_stream import GROUP, Reservoir, stream
+from dit8.models.training.pool import to_signal
 
 SIZES = {"full": FULL, "fine": FINE, "toy": TOY}
 PROBE_SEED = 6_000_000  # apart from the published sets' and from the mini's own probe

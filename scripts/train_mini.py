@@ -13,21 +13,23 @@ diffusers folder `<out>/mini`. Stopped within the VAE, which takes five minutes,
 stage anew. The posters are drawn anew in every run, so a resumed run sees fresh ones.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
+import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
+
+try:
+    from dit8.scripts.cli import from_root, hydra_main, parse_first, terse
+except ModuleNotFoundError as missing:
+    print(f"train_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 
-from conf.schema import TrainMiniConfig
-from models.training.curves import Curves
-from quant.errors import UserError
-from scripts.cli import from_root, hydra_main, parse_first, terse
+from dit8.conf.schema import TrainMiniConfig
+from dit8.models.training.curves import Curves
+from dit8.quant.errors import UserError
 
 if __name__ == "__main__":
     parse_first("train_mini", __doc__)  # help and mistakes end here: what follows takes seconds
@@ -35,15 +37,21 @@ if __name__ == "__main__":
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.mini import FULL, TOY, MiniSize, build_pipeline, save_pipeline
-from models.pipeline import resolve_device
-from models.posters import TIERS
-from models.training.branch import Average, train_branch
-from models.training.checkpoint import STAGES, load_state, load_weights, save_state, save_weights
-from models.training.pool import Pool, PoolFiller, encode_latents
-from models.training.reading import Probe, Reader, draw_probe, make_probe, references
-from models.training.text import fill_features
-from models.training.vae import reconstruct, train_vae
+from dit8.models.mini import FULL, TOY, MiniSize, build_pipeline, save_pipeline
+from dit8.models.pipeline import resolve_device
+from dit8.models.posters import TIERS
+from dit8.models.training.branch import Average, train_branch
+from dit8.models.training.checkpoint import (
+    STAGES,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+)
+from dit8.models.training.pool import Pool, PoolFiller, encode_latents
+from dit8.models.training.reading import Probe, Reader, draw_probe, make_probe, references
+from dit8.models.training.text import fill_features
+from dit8.models.training.vae import reconstruct, train_vae
 
 # With a key mask the memory-efficient kernel, without one flash attention. cuDNN's took over 25 s
 # to start at these shapes.

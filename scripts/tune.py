@@ -17,15 +17,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+
+try:
+    from dit8.scripts.cli import one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"tune: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import one_sentence, terse
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 ROWS = (1, 17, 64, 128, 256, 512, 1088, 2304, 2604, 4096, 4396, 6221)
 
@@ -44,8 +46,8 @@ if __name__ == "__main__":
 
 import torch
 
-from kernels.backend import backend_name
-from scripts.timing import Call, cuda_sampler, interleave, percentiles
+from dit8.kernels.backend import backend_name
+from dit8.scripts.timing import Call, cuda_sampler, interleave, percentiles
 
 MODEL_SHAPES = {  # name: op, N, K
     "qkv": ("gemm", 13824, 4608),
@@ -86,9 +88,9 @@ def candidates(op: str, capability: int) -> list:
     Every tile that is offered there, with several heights of the band of rows that one sweep over N
     serves. Tall tiles are not spared few rows: what they waste is soon seen.
     """
-    from kernels import int8_gemm_tma
-    from kernels.shipped import configs_for
-    from kernels.tiles import Choice
+    from dit8.kernels import int8_gemm_tma
+    from dit8.kernels.shipped import configs_for
+    from dit8.kernels.tiles import Choice
 
     found = [
         Choice("mma", replace(config, group_m=group_m))
@@ -106,7 +108,7 @@ def candidates(op: str, capability: int) -> list:
 
 def launch_of(product: Product, choice, operands: dict[str, torch.Tensor]) -> Call:
     """Bind one launch to its operands."""
-    from kernels import int8_gemm_tma, int8_gemm_triton
+    from dit8.kernels import int8_gemm_tma, int8_gemm_triton
 
     kernel = {"tma": int8_gemm_tma, "mma": int8_gemm_triton}[choice.kind]
     o = operands
@@ -178,7 +180,7 @@ def tune(product: Product, device: torch.device, capability: int):
     """Return the table's entry of one product."""
     from triton.runtime.errors import OutOfResources
 
-    from kernels.tiles import Entry
+    from dit8.kernels.tiles import Entry
 
     per_copy = product.k * (product.m + product.n * (2 if product.op == "swiglu" else 1))
     copies = max(2, min(8, -(-COLD_BYTES // per_copy)))
@@ -262,7 +264,7 @@ def run(shapes: dict, args: argparse.Namespace, device: torch.device) -> dict:
     """Tune, keep after every product, report."""
     import triton
 
-    from kernels.tiles import Table, table_document, table_of, table_path
+    from dit8.kernels.tiles import Table, table_document, table_of, table_path
 
     gpu = torch.cuda.get_device_name(device)
     major, minor = torch.cuda.get_device_capability(device)

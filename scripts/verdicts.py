@@ -10,24 +10,25 @@ is what the reference's own weights show in bfloat16 arithmetic. Writes
 <results>/tables/verdicts_<model>.md. Prints one JSON document last.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Mapping
+
+try:
+    from dit8.scripts.cli import from_root, one_sentence, terse
+except ModuleNotFoundError as missing:
+    print(f"verdicts: package {missing.name} is missing; run make venv", file=sys.stderr)
+    sys.exit(2)
 
 import pandas as pd
 
-from eval.ledger import SCORES, read_table
-from eval.margins import Margin, load_margins
-from eval.newest import newest_runs
-from eval.records import SampleKey
-from quant.atomic import write_atomically
-from quant.errors import UserError
-from scripts.cli import from_root, one_sentence, terse
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.margins import Margin, load_margins
+from dit8.eval.newest import newest_runs
+from dit8.eval.records import SampleKey
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from eval.noise_floor import noise_floor
-from eval.table import align, format_interval, values_by_key
-from eval.verdict import Comparison, compare, conclude
+from dit8.eval.noise_floor import noise_floor
+from dit8.eval.table import align, format_interval, values_by_key
+from dit8.eval.verdict import Comparison, compare, conclude
 
 FLOOR_DTYPE = "bfloat16"
 LIMITS = {

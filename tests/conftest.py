@@ -15,7 +15,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-import models  # noqa: E402, F401 (mends torchvision for every test that imports diffusers)
+import dit8.models  # noqa: E402, F401 (mends torchvision for every test that imports diffusers)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

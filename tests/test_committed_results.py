@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eval.accuracy import text_accuracy
-from eval.ledger import SCORES, read_table
-from eval.records import Prompt
-from quant.errors import UserError
-from scripts import (
+from dit8.eval.accuracy import text_accuracy
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.records import Prompt
+from dit8.quant.errors import UserError
+from dit8.scripts import (
     ablation,
     bench_convert,
     check_clip_mini,

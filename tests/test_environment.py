@@ -81,38 +81,6 @@ def test_every_requirement_has_a_pin_it_allows() -> None:
         assert pin in requirement.specifier, f"pyproject.toml has {requirement}, pinned is {pin}"
 
 
-def test_hugging_face_kernels_is_not_installed() -> None:
-    # Our folder `kernels` hides that package, and both libraries import from it when it is there.
-    with pytest.raises(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version("kernels")
-    assert "kernels" not in read_pins()
-
-
-def test_libraries_import_with_the_repository_first_on_the_path(tmp_path: Path) -> None:
-    program = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import models  # as every script does
-from diffusers import Ideogram4Pipeline
-from transformers import Qwen3VLModel
-from diffusers.utils.import_utils import is_kernels_available as diffusers_sees_kernels
-from transformers.utils import is_kernels_available as transformers_sees_kernels
-import kernels
-print(Ideogram4Pipeline.__name__, Qwen3VLModel.__name__)
-print(diffusers_sees_kernels(), transformers_sees_kernels())
-print(kernels.__file__)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [
-        "Ideogram4Pipeline Qwen3VLModel",
-        "False False",  # neither takes our folder for Hugging Face's package
-        str(ROOT / "kernels" / "__init__.py"),
-    ]
-
-
 def test_plain_diffusers_imports_in_a_script_without_dit8(tmp_path: Path) -> None:
     program = """
 import sys

@@ -5,17 +5,17 @@ Nothing is decided here. What could not be measured is said on the page, with th
 
 from pathlib import Path
 
-from eval.reading import obstacle as reading_obstacle
-from eval.report import LIMIT_MB
-from eval.report.data import Page, Speed
-from eval.report.gallery import Readings, lay_out
-from eval.report.judge import RULES, Margins, judge
-from eval.report.load import Evaluation
-from eval.report.origins import describe_origins, page_facts, weight_sizes
-from eval.report.pictures import MEGABYTE
-from eval.report.readings import read_run_texts
-from eval.report.render import write_page
-from eval.scorer_record import MEASURED
+from dit8.eval.reading import obstacle as reading_obstacle
+from dit8.eval.report import LIMIT_MB
+from dit8.eval.report.data import Page, Speed
+from dit8.eval.report.gallery import Readings, lay_out
+from dit8.eval.report.judge import RULES, Margins, judge
+from dit8.eval.report.load import Evaluation
+from dit8.eval.report.origins import describe_origins, page_facts, weight_sizes
+from dit8.eval.report.pictures import MEGABYTE
+from dit8.eval.report.readings import read_run_texts
+from dit8.eval.report.render import write_page
+from dit8.eval.scorer_record import MEASURED
 
 STAGES = ("image", "step")
 CAVEAT_OF_THE_MINI = (

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eval.categories import CategoryRow
-from eval.noise_floor import NoiseFloor
-from eval.records import Interval, SampleKey
+from dit8.eval.categories import CategoryRow
+from dit8.eval.noise_floor import NoiseFloor
+from dit8.eval.records import Interval, SampleKey
 
 
 @dataclass(frozen=True)

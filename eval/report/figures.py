@@ -16,8 +16,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.report.data import Outcome, ScoreTable, Speed
-from eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE
+from dit8.eval.report.data import Outcome, ScoreTable, Speed
+from dit8.eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE
 
 WIDTH_INCHES = 4.6
 ROW_INCHES = 0.34

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.records import Sample, SampleKey
-from eval.report.data import Exhibit, Measure, Picture
-from eval.report.load import Evaluation, Measured
-from eval.report.pictures import GAIN, MEGABYTE, Shot, Thumbnail, make_thumbnails
-from eval.report.readings import ReadTexts
+from dit8.eval.records import Sample, SampleKey
+from dit8.eval.report.data import Exhibit, Measure, Picture
+from dit8.eval.report.load import Evaluation, Measured
+from dit8.eval.report.pictures import GAIN, MEGABYTE, Shot, Thumbnail, make_thumbnails
+from dit8.eval.report.readings import ReadTexts
 
 # what the gallery is sorted by: the first of these that was measured, else the first score
 RANKING = ("lpips", "latent_error", "ssim", "psnr")

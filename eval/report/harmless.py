@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 # what two runs of the noise floor may differ in; another sampler or model is another experiment
 HARMLESS = ("dtype", "companion_dtype", "engine", "backend", "batch", "attention")

@@ -8,17 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.categories import CategoryRow, categories_of, summarize_categories
-from eval.exact_match import FEW, FEW_SHARES
-from eval.margins import Margin
-from eval.noise_floor import NoiseFloor, noise_floor
-from eval.report.data import Measure, Outcome, ScoreTable, VariantVerdict
-from eval.report.harmless import harmless_change
-from eval.report.load import Evaluation, Measured
-from eval.report.numbers import format_estimate, format_number, format_range
-from eval.scorers import Scorer, get_scorer
-from eval.stats import LEVEL, RESAMPLES, mean_interval
-from eval.verdict import TIMES, Comparison, compare, conclude
+from dit8.eval.categories import CategoryRow, categories_of, summarize_categories
+from dit8.eval.exact_match import FEW, FEW_SHARES
+from dit8.eval.margins import Margin
+from dit8.eval.noise_floor import NoiseFloor, noise_floor
+from dit8.eval.report.data import Measure, Outcome, ScoreTable, VariantVerdict
+from dit8.eval.report.harmless import harmless_change
+from dit8.eval.report.load import Evaluation, Measured
+from dit8.eval.report.numbers import format_estimate, format_number, format_range
+from dit8.eval.scorers import Scorer, get_scorer
+from dit8.eval.stats import LEVEL, RESAMPLES, mean_interval
+from dit8.eval.verdict import TIMES, Comparison, compare, conclude
 
 Margins = Mapping[str, Margin]
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import pandas as pd
 
-from eval.ledger import LATENCY, SCORES, read_table
-from eval.pairing import name_keys
-from eval.records import RunKey, SampleKey
-from eval.report.harmless import is_harmless
-from eval.runs import RECORD, Run, read_run
-from eval.scorer_record import Entries, read_entries
-from eval.scorers import get_scorer
-from eval.scoring import applicable
-from quant.errors import UserError
+from dit8.eval.ledger import LATENCY, SCORES, read_table
+from dit8.eval.pairing import name_keys
+from dit8.eval.records import RunKey, SampleKey
+from dit8.eval.report.harmless import is_harmless
+from dit8.eval.runs import RECORD, Run, read_run
+from dit8.eval.scorer_record import Entries, read_entries
+from dit8.eval.scorers import get_scorer
+from dit8.eval.scoring import applicable
+from dit8.quant.errors import UserError
 
 SHARED = ("variant", "model", "prompt_set")  # by the reference and a run of its noise floor
 DISTINGUISHING = ("recipe", "engine", "dtype", "backend")  # told where a variant occurs twice

@@ -2,9 +2,9 @@
 
 import math
 
-from eval.noise_floor import NoiseFloor
-from eval.records import Interval
-from eval.report.data import Measure
+from dit8.eval.noise_floor import NoiseFloor
+from dit8.eval.records import Interval
+from dit8.eval.report.data import Measure
 
 MINUS = "\N{MINUS SIGN}"
 DIGITS = 3

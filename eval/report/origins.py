@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eval.report.data import Origin
-from eval.report.load import Evaluation, Measured
+from dit8.eval.report.data import Origin
+from dit8.eval.report.load import Evaluation, Measured
 
 SHOWN_DIGITS = 12  # of a SHA-256; the record below has all
 VERSIONS = ("torch", "triton", "diffusers")

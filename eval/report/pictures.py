@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.images import load_pair, load_rgb
-from quant.errors import UserError
+from dit8.eval.images import load_pair, load_rgb
+from dit8.quant.errors import UserError
 
 SIDES_PX = (320, 256, 192, 160, 128, 96)  # 96 px: about the least at which a title is readable
 QUALITY = 80

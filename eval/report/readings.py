@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eval.matching import exact_fraction, lines, normalize
-from eval.provenance import sha256_file
-from eval.reading import Box, Reading, read_files, reader_identity
-from eval.records import SampleKey
-from eval.runs import Run
-from quant.atomic import write_atomically
-from quant.keys import content_key
+from dit8.eval.matching import exact_fraction, lines, normalize
+from dit8.eval.provenance import sha256_file
+from dit8.eval.reading import Box, Reading, read_files, reader_identity
+from dit8.eval.records import SampleKey
+from dit8.eval.runs import Run
+from dit8.quant.atomic import write_atomically
+from dit8.quant.keys import content_key
 
 CACHE = "readings.json"
 

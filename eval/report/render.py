@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.report.data import Exhibit, Page, ScoreTable
-from eval.report.figures import draw_forest, draw_speeds, draw_trade, inline
-from eval.report.numbers import (
+from dit8.eval.report.data import Exhibit, Page, ScoreTable
+from dit8.eval.report.figures import draw_forest, draw_speeds, draw_trade, inline
+from dit8.eval.report.numbers import (
     format_estimate,
     format_floor,
     format_number,
@@ -19,8 +19,8 @@ from eval.report.numbers import (
     format_range,
     format_ratio,
 )
-from quant.atomic import write_atomically
-from quant.errors import UserError
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 TEMPLATES = Path(__file__).parent
 HTML = "report.html"

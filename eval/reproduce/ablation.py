@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.ablation import ALPHAS, ARITHMETIC, BASE, CELLS, Entry, ablate, collect
-from eval.ablation import Cell as Row
-from eval.newest import newest_runs
-from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.pictures import CAPTIONS as FULL_SETS
-from eval.reproduce.pictures import draw_words
-from eval.reproduce.plan import LADDER
-from eval.reproduce.runs import (
+from dit8.eval.ablation import ALPHAS, ARITHMETIC, BASE, CELLS, Entry, ablate, collect
+from dit8.eval.ablation import Cell as Row
+from dit8.eval.newest import newest_runs
+from dit8.eval.reproduce.paper import load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.pictures import CAPTIONS as FULL_SETS
+from dit8.eval.reproduce.pictures import draw_words
+from dit8.eval.reproduce.plan import LADDER
+from dit8.eval.reproduce.runs import (
     MINI,
     REAL,
     VARIANTS,
@@ -25,7 +25,7 @@ from eval.reproduce.runs import (
     place_in,
     read_scores,
 )
-from eval.reproduce.table import (
+from dit8.eval.reproduce.table import (
     MEASURED,
     REFERENCE,
     REPORTED,
@@ -37,7 +37,7 @@ from eval.reproduce.table import (
     keys,
     words,
 )
-from eval.stats import mean_interval
+from dit8.eval.stats import mean_interval
 
 SLUG = "ablation"
 PLANTED = "mini_planted"

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from eval.model_runs import best_first
-from eval.records import Interval
-from eval.reproduce.table import STUDENT, Cell, estimate, figure
-from quant.errors import UserError
+from dit8.eval.model_runs import best_first
+from dit8.eval.records import Interval
+from dit8.eval.reproduce.table import STUDENT, Cell, estimate, figure
+from dit8.quant.errors import UserError
 
 SOURCE = "results/bench/model.csv"
 H200, RTX3090 = "NVIDIA H200", "NVIDIA GeForce RTX 3090"

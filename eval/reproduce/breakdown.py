@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.reproduce import bench
-from eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
-from eval.reproduce.table import MEASURED, REPORTED, Cell, Column, Table, empty, figure, keys
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.table import MEASURED, REPORTED, Cell, Column, Table, empty, figure, keys
 
 SLUG = "breakdown"
 SIZES = (1024, 768)

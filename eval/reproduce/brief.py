@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from eval.reproduce import bench
-from eval.reproduce.headline import WIDTH
-from eval.reproduce.render import render_cells, title
-from eval.reproduce.runs import MINI
-from eval.reproduce.table import KEY, MEASURED, REPORTED, Table, remarks
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.headline import WIDTH
+from dit8.eval.reproduce.render import render_cells, title
+from dit8.eval.reproduce.runs import MINI
+from dit8.eval.reproduce.table import KEY, MEASURED, REPORTED, Table, remarks
 
 CARD = "RTX 3090, by the papers"
 FULL = "full size, random weights"

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from eval.calibration import calibrate, known, load_bench, measured
-from eval.deployment import BASE, RESOLUTIONS, lay_out
-from eval.deployment import Cell as Place
-from eval.gpus import Gpu, load_peaks, load_reported
-from eval.reproduce import bench
-from eval.reproduce.table import (
+from dit8.eval.calibration import calibrate, known, load_bench, measured
+from dit8.eval.deployment import BASE, RESOLUTIONS, lay_out
+from dit8.eval.deployment import Cell as Place
+from dit8.eval.gpus import Gpu, load_peaks, load_reported
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.table import (
     COUNTED,
     MEASURED,
     PREDICTED,
@@ -25,8 +25,8 @@ from eval.reproduce.table import (
     keys,
     words,
 )
-from models.footprint import CONTEXT_BYTES
-from models.work import VARIANTS
+from dit8.models.footprint import CONTEXT_BYTES
+from dit8.models.work import VARIANTS
 
 SLUG = "deployment"
 CONF = Path(__file__).resolve().parents[2] / "conf" / "gpus"

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.gpus import Gpu
-from eval.ledger import LATENCY, read_table
-from models.footprint import linear_weights
-from models.work import TEXT_SLOTS
-from quant.errors import UserError
+from dit8.eval.gpus import Gpu
+from dit8.eval.ledger import LATENCY, read_table
+from dit8.models.footprint import linear_weights
+from dit8.models.work import TEXT_SLOTS
+from dit8.quant.errors import UserError
 
 CALIBRATION_TFLOPS = 30.0  # as scripts/calibrate.py plans with, for an RTX 3090
 CALIBRATION_PROMPTS, CALIBRATION_STEPS = 64, 20  # conf/model/ideogram4.yaml, conf/calibrate.yaml

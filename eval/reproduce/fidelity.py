@@ -7,9 +7,9 @@ verdict. The paper's reference is FP8, the mini's the unquantized weights.
 from collections.abc import Mapping
 from pathlib import Path
 
-from eval.exact_match import delta_interval
-from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.runs import (
+from dit8.eval.exact_match import delta_interval
+from dit8.eval.reproduce.paper import load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.runs import (
     MINI,
     PLACES,
     REAL,
@@ -21,7 +21,7 @@ from eval.reproduce.runs import (
     place_in,
     rule,
 )
-from eval.reproduce.table import (
+from dit8.eval.reproduce.table import (
     MEASURED,
     REFERENCE,
     REPORTED,
@@ -32,8 +32,8 @@ from eval.reproduce.table import (
     estimate,
     keys,
 )
-from eval.scorers import get_scorer
-from eval.stats import mean_interval
+from dit8.eval.scorers import get_scorer
+from dit8.eval.stats import mean_interval
 
 SLUG = "fidelity"
 SCORERS = ("latent_error", "psnr", "ssim", "lpips")

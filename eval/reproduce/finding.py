@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.exact_match import delta_interval
-from eval.records import Interval
-from eval.reproduce.runs import MINI, Place, Run, choose_recipes, choose_runs
-from eval.reproduce.table import BCA, KEY, MEASURED, STUDENT, Cell, Table
-from eval.scorers import get_scorer
-from eval.table import format_interval
+from dit8.eval.exact_match import delta_interval
+from dit8.eval.records import Interval
+from dit8.eval.reproduce.runs import MINI, Place, Run, choose_recipes, choose_runs
+from dit8.eval.reproduce.table import BCA, KEY, MEASURED, STUDENT, Cell, Table
+from dit8.eval.scorers import get_scorer
+from dit8.eval.table import format_interval
 
 HOLDS, PARTLY, FAILS = "Holds here", "Holds in part", "Does not hold here"
 UNDECIDED, UNTESTED = "Not decided here", "Cannot be tested here"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eval.reproduce.finding import OUTCOMES, Finding
+from dit8.eval.reproduce.finding import OUTCOMES, Finding
 
 INTRODUCTION = """\
 # What the papers say, and what is found here

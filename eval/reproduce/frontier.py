@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.records import Interval
-from eval.report.figures import pareto_front
-from eval.reproduce import bench
-from eval.reproduce.estimate import BITS
-from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.runs import (
+from dit8.eval.records import Interval
+from dit8.eval.report.figures import pareto_front
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.estimate import BITS
+from dit8.eval.reproduce.paper import load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.runs import (
     PLACES,
     VARIANTS,
     Place,
@@ -26,7 +26,7 @@ from eval.reproduce.runs import (
     place_in,
     rule,
 )
-from eval.reproduce.table import (
+from dit8.eval.reproduce.table import (
     COUNTED,
     MEASURED,
     REFERENCE,
@@ -40,11 +40,11 @@ from eval.reproduce.table import (
     keys,
     words,
 )
-from eval.scorers import get_scorer
-from eval.stats import mean_interval
-from models.footprint import BRANCHES, linear_weights, weight_bytes
-from models.work import VARIANTS as EXECUTIONS
-from quant.errors import UserError
+from dit8.eval.scorers import get_scorer
+from dit8.eval.stats import mean_interval
+from dit8.models.footprint import BRANCHES, linear_weights, weight_bytes
+from dit8.models.work import VARIANTS as EXECUTIONS
+from dit8.quant.errors import UserError
 
 SLUG = "frontier"
 SOURCE = "results/convert/convert.csv"

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.gemm_rows import GEMM, SHAPES, STEP_M, ratios, step_mean
-from eval.ledger import read_table
-from eval.reproduce import bench
-from eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
-from eval.reproduce.table import (
+from dit8.eval.gemm_rows import GEMM, SHAPES, STEP_M, ratios, step_mean
+from dit8.eval.ledger import read_table
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.table import (
     MEASURED,
     RANGE,
     REPORTED,

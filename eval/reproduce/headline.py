@@ -14,13 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from eval.gemm_rows import GEMM, PEERS, ROWS_M, SHAPES, STEP_M, ratios
-from eval.ledger import read_table
-from eval.reproduce import bench
-from eval.reproduce.finding import shown
-from eval.reproduce.gemm import COMPANY_PERCENT
-from eval.reproduce.speed import SIZES
-from eval.reproduce.speed_claims import CAP_GB
+from dit8.eval.gemm_rows import GEMM, PEERS, ROWS_M, SHAPES, STEP_M, ratios
+from dit8.eval.ledger import read_table
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.finding import shown
+from dit8.eval.reproduce.gemm import COMPANY_PERCENT
+from dit8.eval.reproduce.speed import SIZES
+from dit8.eval.reproduce.speed_claims import CAP_GB
 
 Rows = Sequence[Mapping[str, Any]]
 Ratios = Mapping[tuple[str, int], float]  # (shape, M) -> times as fast

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.reproduce.table import Cell, empty
-from quant.errors import UserError
+from dit8.eval.reproduce.table import Cell, empty
+from dit8.quant.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "paper"
 UNREPORTED = "not reported"

@@ -5,7 +5,7 @@ Pictures of one variant, recipe, sampler and number of captions have one key, wh
 
 from collections.abc import Sequence
 
-from eval.reproduce.estimate import (
+from dit8.eval.reproduce.estimate import (
     CALIBRATION_TFLOPS,
     Measurements,
     Rate,
@@ -14,9 +14,9 @@ from eval.reproduce.estimate import (
     picture_bytes,
     picture_rate,
 )
-from eval.reproduce.runs import INT8
-from eval.reproduce.step import Need, Part, Request, Step
-from quant.errors import UserError
+from dit8.eval.reproduce.runs import INT8
+from dit8.eval.reproduce.step import Need, Part, Request, Step
+from dit8.quant.errors import UserError
 
 REFERENCE = "fp8"  # of the real model: what the papers compare with, and the best that is public
 FORMATS = ("fp8", "nf4", "w8a8", "q8_0", "q4_k")

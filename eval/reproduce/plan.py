@@ -8,9 +8,9 @@ nothing. Estimates are those of `eval.reproduce.estimate`.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from eval.reproduce.bench import ENGINE, FORMATS, SECONDS, command
-from eval.reproduce.estimate import Measurements, fits, picture_bytes
-from eval.reproduce.pictures import (
+from dit8.eval.reproduce.bench import ENGINE, FORMATS, SECONDS, command
+from dit8.eval.reproduce.estimate import Measurements, fits, picture_bytes
+from dit8.eval.reproduce.pictures import (
     CAPTIONS,
     GPU,
     RECIPE,
@@ -22,8 +22,8 @@ from eval.reproduce.pictures import (
     prepare,
     rate_of,
 )
-from eval.reproduce.step import Need, Part, Plan, Request, Step
-from quant.errors import UserError
+from dit8.eval.reproduce.step import Need, Part, Plan, Request, Step
+from dit8.quant.errors import UserError
 
 TABLES = tuple(range(1, 10))
 MODELS = ("mini", "ideogram4")

@@ -7,9 +7,9 @@ of `eval.verdict`, Holm over this table's scorers of a variant, margins of conf/
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.margins import load_margins
-from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.runs import (
+from dit8.eval.margins import load_margins
+from dit8.eval.reproduce.paper import load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.runs import (
     MINI,
     PAPERS_REFERENCE,
     PLACES,
@@ -22,7 +22,7 @@ from eval.reproduce.runs import (
     place_in,
     rule,
 )
-from eval.reproduce.table import (
+from dit8.eval.reproduce.table import (
     MEASURED,
     REFERENCE,
     REPORTED,
@@ -34,9 +34,9 @@ from eval.reproduce.table import (
     keys,
     words,
 )
-from eval.scorers import get_scorer
-from eval.stats import mean_interval
-from eval.verdict import Comparison, compare
+from dit8.eval.scorers import get_scorer
+from dit8.eval.stats import mean_interval
+from dit8.eval.verdict import Comparison, compare
 
 SLUG = "quality"
 SCORERS = ("pickscore", "clipscore", "hpsv2", "clip_mini")

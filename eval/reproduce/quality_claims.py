@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eval.reproduce.ablation import COMMAND as ABLATION
-from eval.reproduce.ablation import PLANTED as PLANTED_MODEL
-from eval.reproduce.finding import (
+from dit8.eval.reproduce.ablation import COMMAND as ABLATION
+from dit8.eval.reproduce.ablation import PLANTED as PLANTED_MODEL
+from dit8.eval.reproduce.finding import (
     ABOVE,
     BELOW,
     FAILS,
@@ -31,8 +31,8 @@ from eval.reproduce.finding import (
     shown,
     stands,
 )
-from eval.reproduce.runs import MINI
-from eval.reproduce.table import Cell
+from dit8.eval.reproduce.runs import MINI
+from dit8.eval.reproduce.table import Cell
 
 CLIP = ("clip_mini ↑", "100 x cosine (clip-mini)")
 ERROR = "latent error ↓"

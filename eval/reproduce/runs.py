@@ -20,11 +20,11 @@ from typing import Any
 
 import pandas as pd
 
-from eval.ledger import SCORES, read_table
-from eval.records import SampleKey
-from eval.reproduce.table import Cell, empty
-from eval.table import values_by_key
-from quant.errors import UserError
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.records import SampleKey
+from dit8.eval.reproduce.table import Cell, empty
+from dit8.eval.table import values_by_key
+from dit8.quant.errors import UserError
 
 RAW = "-raw"  # what a prompt set is called when its captions were drawn as plain sentences
 # variants of the papers, in the order of the tables -> recipe

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.records import Interval
-from eval.reproduce import bench
-from eval.reproduce.finding import shown
-from eval.reproduce.headline import BF16, ROTATED, SIZE, STOCK, WIDTH
-from eval.reproduce.render import ABSENT
-from eval.reproduce.runs import MINI, Run
-from eval.reproduce.table import BCA, Cell, Table
-from eval.reproduce.verdict_line import COMMAND, Judged, judge
-from eval.stats import mean_interval
-from eval.table import align, format_interval
+from dit8.eval.records import Interval
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.finding import shown
+from dit8.eval.reproduce.headline import BF16, ROTATED, SIZE, STOCK, WIDTH
+from dit8.eval.reproduce.render import ABSENT
+from dit8.eval.reproduce.runs import MINI, Run
+from dit8.eval.reproduce.table import BCA, Cell, Table
+from dit8.eval.reproduce.verdict_line import COMMAND, Judged, judge
+from dit8.eval.stats import mean_interval
+from dit8.eval.table import align, format_interval
 
 ROWS = ("bf16", "fused_int8", "fp8", "q4_k", "nf4")  # those of the strip
 EXACT = "ocr_exact"

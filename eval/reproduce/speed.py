@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.reproduce import bench
-from eval.reproduce.paper import load_reported, reported_cell, sources_note
-from eval.reproduce.runs import REAL, VARIANTS, Run, choose_runs, lacking_cell, place_in
-from eval.reproduce.table import (
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.paper import load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.runs import REAL, VARIANTS, Run, choose_runs, lacking_cell, place_in
+from dit8.eval.reproduce.table import (
     MEASURED,
     REPORTED,
     STUDENT,
@@ -21,7 +21,7 @@ from eval.reproduce.table import (
     keys,
     words,
 )
-from eval.stats import MIN_PROMPTS, mean_interval
+from dit8.eval.stats import MIN_PROMPTS, mean_interval
 
 SLUG = "speed"
 SIZES = (1024, 768)

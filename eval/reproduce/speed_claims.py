@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.reproduce import bench
-from eval.reproduce.finding import (
+from dit8.eval.reproduce import bench
+from dit8.eval.reproduce.finding import (
     FAILS,
     HOLDS,
     PARTLY,
@@ -18,7 +18,7 @@ from eval.reproduce.finding import (
     pick,
     shown,
 )
-from eval.reproduce.table import PREDICTED, Cell
+from dit8.eval.reproduce.table import PREDICTED, Cell
 
 SHAPES = ("qkv", "attn_out", "ffn_up", "ffn_down", "llm_proj")
 PRODUCT = "int8_gemm"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from eval.reproduce.estimate import duration
+from dit8.eval.reproduce.estimate import duration
 
 
 @dataclass(frozen=True)

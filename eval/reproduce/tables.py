@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from eval.reproduce import (
+from dit8.eval.reproduce import (
     ablation,
     breakdown,
     deployment,
@@ -20,11 +20,11 @@ from eval.reproduce import (
     speed,
     text,
 )
-from eval.reproduce.paper import FOLDER as PAPERS
-from eval.reproduce.render import render_csv, render_latex, render_markdown
-from eval.reproduce.table import Table
-from quant.atomic import write_atomically
-from quant.errors import UserError
+from dit8.eval.reproduce.paper import FOLDER as PAPERS
+from dit8.eval.reproduce.render import render_csv, render_latex, render_markdown
+from dit8.eval.reproduce.table import Table
+from dit8.quant.atomic import write_atomically
+from dit8.quant.errors import UserError
 
 BUILDERS: Mapping[int, Callable[[Path], Table]] = {
     1: speed.build,

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eval.categories import split_by_category
-from eval.exact_match import delta_interval
-from eval.prompts import load_prompts
-from eval.records import SampleKey
-from eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
-from eval.reproduce.runs import (
+from dit8.eval.categories import split_by_category
+from dit8.eval.exact_match import delta_interval
+from dit8.eval.prompts import load_prompts
+from dit8.eval.records import SampleKey
+from dit8.eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.runs import (
     CPU,
     MINI,
     PAPERS_REFERENCE,
@@ -23,8 +23,8 @@ from eval.reproduce.runs import (
     place_in,
     rule,
 )
-from eval.reproduce.runs import RAW as RAW_SUFFIX
-from eval.reproduce.table import (
+from dit8.eval.reproduce.runs import RAW as RAW_SUFFIX
+from dit8.eval.reproduce.table import (
     MEASURED,
     REFERENCE,
     REPORTED,
@@ -35,8 +35,8 @@ from eval.reproduce.table import (
     estimate,
     keys,
 )
-from eval.scorers import get_scorer
-from eval.stats import MIN_PROMPTS, mean_interval
+from dit8.eval.scorers import get_scorer
+from dit8.eval.stats import MIN_PROMPTS, mean_interval
 
 SLUG = "text"
 PROMPTS = Path(__file__).resolve().parents[2] / "prompts"

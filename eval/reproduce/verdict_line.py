@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.margins import load_margins
-from eval.reproduce.headline import WIDTH, join_names, lacking_note
-from eval.reproduce.quality_claims import EVALUATE
-from eval.reproduce.runs import MINI, VARIANTS, Run, choose_runs
-from eval.scorers import SCORERS
-from eval.stats import MIN_PROMPTS
-from eval.verdict import TIMES, WORST_FIRST, Comparison, compare, conclude
+from dit8.eval.margins import load_margins
+from dit8.eval.reproduce.headline import WIDTH, join_names, lacking_note
+from dit8.eval.reproduce.quality_claims import EVALUATE
+from dit8.eval.reproduce.runs import MINI, VARIANTS, Run, choose_runs
+from dit8.eval.scorers import SCORERS
+from dit8.eval.stats import MIN_PROMPTS
+from dit8.eval.verdict import TIMES, WORST_FIRST, Comparison, compare, conclude
 
 COMMAND = f"{EVALUATE}{','.join(VARIANTS)}"
 

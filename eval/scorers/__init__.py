@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eval.records import Sample
-from quant.errors import UserError
+from dit8.eval.records import Sample
+from dit8.quant.errors import UserError
 
 
 class Scorer(Protocol):

@@ -14,9 +14,9 @@ the score, with those of the package in an environment of its own.
 import numpy as np
 import torch
 
-from eval.clip_models import Backbone
-from eval.text_image import TextImageScorer, given_path
-from eval.weight_files import HubFiles, find_in_cache
+from dit8.eval.clip_models import Backbone
+from dit8.eval.text_image import TextImageScorer, given_path
+from dit8.eval.weight_files import HubFiles, find_in_cache
 
 ARCHITECTURE = "ViT-H-14"
 REPO = "xswu/HPSv2"

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from eval.pairing import pair_samples
-from eval.records import Sample
-from quant.errors import UserError
+from dit8.eval.pairing import pair_samples
+from dit8.eval.records import Sample
+from dit8.quant.errors import UserError
 
 TENSOR = "latents"
 

@@ -23,19 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.images import load_pair
-from eval.pairing import pair_samples
-from eval.provenance import installed_versions
-from eval.records import Sample
-from eval.weight_files import verified_sha256
-from models.torchvision_shim import import_torchvision
-from quant.errors import UserError
+from dit8.eval.images import load_pair
+from dit8.eval.pairing import pair_samples
+from dit8.eval.provenance import installed_versions
+from dit8.eval.records import Sample
+from dit8.eval.weight_files import verified_sha256
+from dit8.models.torchvision_shim import import_torchvision
+from dit8.quant.errors import UserError
 
 VERSION = "0.1"
 PACKAGES = ("lpips", "torchvision")
 INSTALL = "pip install -c constraints.txt -e '.[lpips]'"
 FETCH = (
-    "from models.torchvision_shim import import_torchvision as t; t().models.{}(weights='DEFAULT')"
+    "from dit8.models.torchvision_shim import import_torchvision as t; "
+    "t().models.{}(weights='DEFAULT')"
 )
 MIN_PX = 32  # below, AlexNet's second pooling has no whole window (31 px would do)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.matching import exact_fraction, mean_distance, strict_fraction
-from eval.reading import DEFAULT, PAD_PX, Reading, obstacle, read_files, reader_identity
-from eval.records import Sample
-from quant.errors import UserError
+from dit8.eval.matching import exact_fraction, mean_distance, strict_fraction
+from dit8.eval.reading import DEFAULT, PAD_PX, Reading, obstacle, read_files, reader_identity
+from dit8.eval.records import Sample
+from dit8.quant.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ lie near 20. Weights MIT, yuvalkirstain/PickScore_v1; tokenizer and image settin
 CLIP that it grew from. `checkpoint` names a folder that holds all of it.
 """
 
-from eval.clip_models import TRANSFORMERS_FILES, Backbone
-from eval.scorers.clipscore import PROCESSOR_FILES
-from eval.text_image import TextImageScorer, given_path
-from eval.weight_files import HubFiles, find_in_cache
+from dit8.eval.clip_models import TRANSFORMERS_FILES, Backbone
+from dit8.eval.scorers.clipscore import PROCESSOR_FILES
+from dit8.eval.text_image import TextImageScorer, given_path
+from dit8.eval.weight_files import HubFiles, find_in_cache
 
 MODEL = HubFiles("yuvalkirstain/PickScore_v1", (TRANSFORMERS_FILES, ("config.json",)), "3.9 GB")
 PROCESSOR = HubFiles("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", PROCESSOR_FILES, "4 MB")

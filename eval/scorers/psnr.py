@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.images import load_pair
-from eval.pairing import pair_samples
-from eval.provenance import installed_versions
-from eval.records import Sample
+from dit8.eval.images import load_pair
+from dit8.eval.pairing import pair_samples
+from dit8.eval.provenance import installed_versions
+from dit8.eval.records import Sample
 
 CAP_DB = 100.0
 

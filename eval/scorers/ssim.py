@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.images import load_pair
-from eval.pairing import pair_samples
-from eval.provenance import installed_versions
-from eval.records import Sample
-from quant.errors import UserError
+from dit8.eval.images import load_pair
+from dit8.eval.pairing import pair_samples
+from dit8.eval.provenance import installed_versions
+from dit8.eval.records import Sample
+from dit8.quant.errors import UserError
 
 WINDOW_PX = 11  # sigma 1.5 truncated at 3.5 sigma; a smaller picture has no window
 SETTINGS = {

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from models.posters import TIERS
-from models.training.flow import flow_loss, rope_table
-from models.training.muon import StackedMuon
-from models.training.pool import Pool
+from dit8.models.posters import TIERS
+from dit8.models.training.flow import flow_loss, rope_table
+from dit8.models.training.muon import StackedMuon
+from dit8.models.training.pool import Pool
 
 T_MEAN, T_STD = -0.1, 1.2  # t = sigmoid(N(mean, std)): a little more noise than data
 EMA_DECAY = 0.999

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
-from models.training.branch import ADAMW_SHARE, Average, learning_rate
-from models.training.clip_stream import GROUP, Block, Reservoir
-from models.training.muon import StackedMuon
-from models.training.pool import to_signal
+from dit8.models.training.branch import ADAMW_SHARE, Average, learning_rate
+from dit8.models.training.clip_stream import GROUP, Block, Reservoir
+from dit8.models.training.muon import StackedMuon
+from dit8.models.training.pool import to_signal
 
 MAX_SCALE = 100.0  # as CLIP: a larger one made its training unstable
 BLUR_PX = (1.5, 5.0)  # range of the standard deviation, one for each step

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from eval.score_text import content_in_words
-from models.clip_mini import build_clip_tokenizer, encode_texts
-from models.poster_drawing import draw_poster
-from models.poster_variants import moved, other_color, other_letter, other_word
-from models.posters import IMAGE_PX, TIERS, Poster, caption, make_poster
+from dit8.eval.score_text import content_in_words
+from dit8.models.clip_mini import build_clip_tokenizer, encode_texts
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.poster_variants import moved, other_color, other_letter, other_word
+from dit8.models.posters import IMAGE_PX, TIERS, Poster, caption, make_poster
 
 GROUP = 8
 TIER_SHARES = (0.05, 0.25, 0.35, 0.35)  # in the order of TIERS

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 
-from models.chat import encode_chat
-from models.mini_tokenizer import build_tokenizer
-from models.poster_drawing import draw_poster
-from models.posters import GRID, IMAGE_PX, TIERS, caption_json, make_poster
+from dit8.models.chat import encode_chat
+from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.posters import GRID, IMAGE_PX, TIERS, caption_json, make_poster
 
 BLOCK = 256  # posters a block: 50 MB of pixels, a third of a second of one core
 TOKEN_GRID = 16

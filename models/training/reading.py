@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eval.matching import exact_fraction, mean_distance
-from eval.reading import read
-from models.chat import encode_chat
-from models.mini_tokenizer import build_tokenizer
-from models.poster_drawing import draw_poster
-from models.posters import Poster, caption_json, make_poster
-from models.training.flow import IMAGE_TOKENS, sample
-from models.training.pool import decode_tokens
-from models.training.text import text_features
+from dit8.eval.matching import exact_fraction, mean_distance
+from dit8.eval.reading import read
+from dit8.models.chat import encode_chat
+from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.posters import Poster, caption_json, make_poster
+from dit8.models.training.flow import IMAGE_TOKENS, sample
+from dit8.models.training.pool import decode_tokens
+from dit8.models.training.text import text_features
 
 PROBE_SEED = 5_000_000  # probe posters: held-out words, seeds apart from the published sets'
 

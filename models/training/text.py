@@ -3,7 +3,7 @@
 import torch
 from diffusers import Ideogram4Pipeline
 
-from models.training.pool import Pool
+from dit8.models.training.pool import Pool
 
 
 @torch.no_grad()

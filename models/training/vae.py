@@ -5,7 +5,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from models.training.pool import PoolFiller, to_pixels, to_signal
+from dit8.models.training.pool import PoolFiller, to_pixels, to_signal
 
 KL_WEIGHT = 2e-4
 EDGE_WEIGHT = 0.3

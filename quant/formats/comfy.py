@@ -34,9 +34,9 @@ from typing import Any
 
 import torch
 
-from quant.errors import UserError
-from quant.rotate import check_group, is_group
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.rotate import check_group, is_group
+from dit8.quant.types import TensorSpec
 
 FORMAT = "int8_tensorwise"  # the name is older than the row scales
 DEFAULT_GROUP = 256  # ComfyUI's, where "convrot" comes without a group

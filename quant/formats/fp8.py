@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from kernels.decode import decode_into, has_kernel
-from quant.errors import UserError
-from quant.types import Codec, TensorSpec
+from dit8.kernels.decode import decode_into, has_kernel
+from dit8.quant.errors import UserError
+from dit8.quant.types import Codec, TensorSpec
 
 VALUE_MAX = 448.0  # the largest finite e4m3 value
 BLOCK_VALUES = 2**19  # fp32 temporaries of 2 MiB, which stay in a core's cache

@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from kernels.decode import decode_into, has_kernel
-from quant.errors import UserError
-from quant.formats.q4_k_search import CODE_MAX, SUB, search_lines
-from quant.types import Codec, TensorSpec
+from dit8.kernels.decode import decode_into, has_kernel
+from dit8.quant.errors import UserError
+from dit8.quant.formats.q4_k_search import CODE_MAX, SUB, search_lines
+from dit8.quant.types import Codec, TensorSpec
 
 SUPER = 256  # weights of a super-block
 SUBS = SUPER // SUB

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from kernels.decode import decode_into, has_kernel
-from quant.errors import UserError
-from quant.types import Codec, TensorSpec
+from dit8.kernels.decode import decode_into, has_kernel
+from dit8.quant.errors import UserError
+from dit8.quant.types import Codec, TensorSpec
 
 BLOCK = 32  # weights that share a scale
 BLOCK_BYTES = 34

@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 
-from quant.errors import UserError
-from quant.formats import fp8, nf4, q4_k, q8_0
-from quant.types import Codec
+from dit8.quant.errors import UserError
+from dit8.quant.formats import fp8, nf4, q4_k, q8_0
+from dit8.quant.types import Codec
 
 
 @dataclass(frozen=True)

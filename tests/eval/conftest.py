@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from eval.records import Sample
+from dit8.eval.records import Sample
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conf.schema import RecipeConfig
-from eval.ablation import (
+from dit8.conf.schema import RecipeConfig
+from dit8.eval.ablation import (
     ALPHAS,
     CELLS,
     RECIPES,
@@ -18,10 +18,10 @@ from eval.ablation import (
     is_measured,
     judge,
 )
-from eval.ablation_table import render_csv, render_markdown
-from eval.records import Interval
-from quant.errors import UserError
-from scripts.cli import compose
+from dit8.eval.ablation_table import render_csv, render_markdown
+from dit8.eval.records import Interval
+from dit8.quant.errors import UserError
+from dit8.scripts.cli import compose
 
 CAPTIONS = 12
 NAMED = {cell.name: cell for cell in (REFERENCE, *CELLS)}

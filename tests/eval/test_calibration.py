@@ -5,10 +5,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eval.calibration import BREAKDOWNS, MEASURED_AS, PATHS, calibrate, known, load_bench, measured
-from eval.deployment import Measured, lay_out
-from eval.gpus import Gpu, load_peaks
-from models.work import (
+from dit8.eval.calibration import (
+    BREAKDOWNS,
+    MEASURED_AS,
+    PATHS,
+    calibrate,
+    known,
+    load_bench,
+    measured,
+)
+from dit8.eval.deployment import Measured, lay_out
+from dit8.eval.gpus import Gpu, load_peaks
+from dit8.models.work import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,
@@ -21,7 +29,7 @@ from models.work import (
     VARIANTS,
     step_work,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 FRACTIONS = {
     BF16_GEMM: 0.8,

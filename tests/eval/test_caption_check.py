@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from eval.caption_check import Deviation, deviations
-from eval.captions import canonical, parse
-from eval.prompts import load_prompts
-from models.posters import TIERS, caption_json, make_poster
-from quant.errors import UserError
+from dit8.eval.caption_check import Deviation, deviations
+from dit8.eval.captions import canonical, parse
+from dit8.eval.prompts import load_prompts
+from dit8.models.posters import TIERS, caption_json, make_poster
+from dit8.quant.errors import UserError
 
 STYLE, CONTENT = "style_description", "compositional_deconstruction"
 VALID = {

@@ -2,8 +2,8 @@
 
 import json
 
-from eval.caption_schema import caption_schema
-from eval.captions import COLOR_PATTERN
+from dit8.eval.caption_schema import caption_schema
+from dit8.eval.captions import COLOR_PATTERN
 
 SCHEMA = caption_schema()
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from eval.captions import (
+from dit8.eval.captions import (
     ArtStyle,
     Caption,
     Composition,
@@ -18,7 +18,7 @@ from eval.captions import (
     expected_text,
     parse,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 # Written by hand from the schema's description: the bytes that a valid caption has.
 CANONICAL = (

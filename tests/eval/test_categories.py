@@ -4,17 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.categories import (
+from dit8.eval.categories import (
     CategoryRow,
     categories_of,
     render_categories,
     split_by_category,
     summarize_categories,
 )
-from eval.exact_match import discordant_interval
-from eval.records import Sample
-from eval.stats import mean_interval
-from quant.errors import UserError
+from dit8.eval.exact_match import discordant_interval
+from dit8.eval.records import Sample
+from dit8.eval.stats import mean_interval
+from dit8.quant.errors import UserError
 
 # six signs, four covers, two of food, one without a category
 KINDS = {f"p{i}": "signage" for i in range(6)} | {f"p{i}": "cover" for i in range(6, 10)}

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from eval.chat_endpoint import MAX_ANSWER_BYTES, Endpoint, ask, endpoint_from
-from quant.errors import UserError
+from dit8.eval.chat_endpoint import MAX_ANSWER_BYTES, Endpoint, ask, endpoint_from
+from dit8.quant.errors import UserError
 
 KEY = "sk-very-secret"
 MESSAGES = [{"role": "user", "content": "a fox é"}]

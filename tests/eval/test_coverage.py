@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from eval import coverage
-from eval.coverage import bca, conditional, simulate
-from eval.coverage_cases import CHANGES, CLUSTERS, INTERVAL, SCORES, TOST, Case, cases, draw_block
-from eval.stats import mean_interval
+from dit8.eval import coverage
+from dit8.eval.coverage import bca, conditional, simulate
+from dit8.eval.coverage_cases import (
+    CHANGES,
+    CLUSTERS,
+    INTERVAL,
+    SCORES,
+    TOST,
+    Case,
+    cases,
+    draw_block,
+)
+from dit8.eval.stats import mean_interval
 
 
 @pytest.mark.parametrize("n", [3, 50, 300])

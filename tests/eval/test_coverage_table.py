@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from eval.coverage import Cell
-from eval.coverage_cases import INTERVAL, TOST, Case, cases
-from eval.coverage_table import COLUMNS, findings, is_off, off, plain_rates, render_csv
-from eval.coverage_table import render_markdown as render
+from dit8.eval.coverage import Cell
+from dit8.eval.coverage_cases import INTERVAL, TOST, Case, cases
+from dit8.eval.coverage_table import COLUMNS, findings, is_off, off, plain_rates, render_csv
+from dit8.eval.coverage_table import render_markdown as render
 
 METHODS = {
     (INTERVAL, "exact match"): ("bca", "conditional", "newcombe", "newcombe below 20, then bca"),

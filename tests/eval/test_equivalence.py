@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from eval.equivalence import (
+from dit8.eval.equivalence import (
     difference_p,
     discordant_tost,
     holm,
@@ -14,8 +14,8 @@ from eval.equivalence import (
     tost_p,
     worst_case_tost_p,
 )
-from eval.exact_match import mcnemar
-from quant.errors import UserError
+from dit8.eval.exact_match import mcnemar
+from dit8.quant.errors import UserError
 
 
 def keyed(values, seed: int = 0) -> dict:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from eval.exact_match import (
+from dit8.eval.exact_match import (
     FEW,
     FEW_SHARES,
     adjusted_wald,
@@ -14,8 +14,8 @@ from eval.exact_match import (
     mcnemar,
     newcombe,
 )
-from eval.stats import paired_interval, wilson_interval
-from quant.errors import UserError
+from dit8.eval.stats import paired_interval, wilson_interval
+from dit8.quant.errors import UserError
 
 
 def fourfold(both: int, only_a: int, only_b: int, neither: int) -> tuple[dict, dict]:

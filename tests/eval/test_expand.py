@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eval.expand import expand, review
-from quant.errors import UserError
+from dit8.eval.expand import expand, review
+from dit8.quant.errors import UserError
 
 
 def caption(*texts: str, **style) -> str:

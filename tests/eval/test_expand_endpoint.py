@@ -4,13 +4,12 @@ import json
 
 import pytest
 
-import eval.expand_endpoint
-from eval.caption_check import deviations
-from eval.caption_schema import caption_schema
-from eval.chat_endpoint import Endpoint
-from eval.expand import expand
-from eval.expand_endpoint import INSTRUCTION, EndpointExpander, endpoint_expander
-from quant.errors import UserError
+from dit8.eval.caption_check import deviations
+from dit8.eval.caption_schema import caption_schema
+from dit8.eval.chat_endpoint import Endpoint
+from dit8.eval.expand import expand
+from dit8.eval.expand_endpoint import INSTRUCTION, EndpointExpander, endpoint_expander
+from dit8.quant.errors import UserError
 
 GOOD = (
     '{"compositional_deconstruction":{"background":"b","elements":'

@@ -7,12 +7,12 @@ import torch
 from diffusers import Ideogram4PromptEnhancerHead
 from diffusers.pipelines.ideogram4 import prompt_enhancer
 
-from eval import expand_enhancer
-from eval.expand import expand
-from eval.expand_enhancer import EnhancerExpander
-from models.mini import TOY, build_text_encoder
-from models.mini_tokenizer import build_tokenizer
-from quant.errors import UserError
+from dit8.eval import expand_enhancer
+from dit8.eval.expand import expand
+from dit8.eval.expand_enhancer import EnhancerExpander
+from dit8.models.mini import TOY, build_text_encoder
+from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.quant.errors import UserError
 
 GOOD = (
     '{"compositional_deconstruction":{"background":"b","elements":[{"type":"obj","desc":"a fox"}]}}'

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from eval.caption_check import deviations
-from eval.captions import expected_text, parse
-from eval.expand import Expander, expand, review
-from eval.expand_template import MEDIA, PALETTES, TemplateExpander
+from dit8.eval.caption_check import deviations
+from dit8.eval.captions import expected_text, parse
+from dit8.eval.expand import Expander, expand, review
+from dit8.eval.expand_template import MEDIA, PALETTES, TemplateExpander
 
 IDEAS = [
     'a poster for a tea shop that says "OPEN LATE" and "from 4 €"',

@@ -4,7 +4,7 @@ import math
 import pandas as pd
 import pytest
 
-from eval.fragility import (
+from dit8.eval.fragility import (
     COLUMNS,
     agree,
     as_frame,

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.fragility import as_frame, make_rows
-from eval.fragility_map import draw_map
+from dit8.eval.fragility import as_frame, make_rows
+from dit8.eval.fragility_map import draw_map
 
 
 def frame_of(damage):

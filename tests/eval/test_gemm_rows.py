@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from eval.gemm_rows import (
+from dit8.eval.gemm_rows import (
     CALLS,
     GEMM,
     MODES,
@@ -15,9 +15,9 @@ from eval.gemm_rows import (
     step_mean,
     summarize,
 )
-from eval.ledger import read_table, upsert
-from scripts.gemm_paths import OWN
-from scripts.gemm_peers import PEERS
+from dit8.eval.ledger import read_table, upsert
+from dit8.scripts.gemm_paths import OWN
+from dit8.scripts.gemm_peers import PEERS
 
 SHARED = {"run_id": "r1", "gpu": "card", "versions": "torch 2", "commit": "abc"}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.gpus import load_peaks, load_reported
-from models.work import VARIANTS
-from quant.errors import UserError
+from dit8.eval.gpus import load_peaks, load_reported
+from dit8.models.work import VARIANTS
+from dit8.quant.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "gpus"
 PEAKS, REPORTED = FOLDER / "peaks.csv", FOLDER / "reported.csv"

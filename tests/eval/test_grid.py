@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.grid import GAIN, GAP_PX, LABEL_PX, difference, write_grid
-from eval.records import RunKey
-from eval.runs import Run
-from quant.errors import UserError
+from dit8.eval.grid import GAIN, GAP_PX, LABEL_PX, difference, write_grid
+from dit8.eval.records import RunKey
+from dit8.eval.runs import Run
+from dit8.quant.errors import UserError
 
 SIDE = 32
 

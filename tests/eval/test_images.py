@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.images import load_pair, load_rgb
-from quant.errors import UserError
+from dit8.eval.images import load_pair, load_rgb
+from dit8.quant.errors import UserError
 
 
 def noise(height: int, width: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from eval.json_text import tokens
+from dit8.eval.json_text import tokens
 
 
 def walked(text: str) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from eval.ladder import climb, render_ladder
-from quant.errors import UserError
+from dit8.eval.ladder import climb, render_ladder
+from dit8.quant.errors import UserError
 
 
 def ledger(offsets: dict[str, float]) -> pd.DataFrame:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import ledger
-from eval.ledger import LATENCY, SCORES, read_table, score_rows, upsert, write_run
-from eval.records import RunKey, Sample
-from quant.errors import UserError
+from dit8.eval import ledger
+from dit8.eval.ledger import LATENCY, SCORES, read_table, score_rows, upsert, write_run
+from dit8.eval.records import RunKey, Sample
+from dit8.quant.errors import UserError
 
 RUN = RunKey("0123456789ab", "mini", "int8", "none", "diffusers", "float32", "triton", "hard")
 

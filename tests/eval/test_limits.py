@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.ablation import Run
-from eval.limits import (
+from dit8.eval.ablation import Run
+from dit8.eval.limits import (
     DEFAULT,
     REFERENCE,
     SETTINGS,
@@ -18,9 +18,9 @@ from eval.limits import (
     missing,
     read_records,
 )
-from eval.limits_table import answer, render
-from eval.margins import Margin
-from quant.errors import UserError
+from dit8.eval.limits_table import answer, render
+from dit8.eval.margins import Margin
+from dit8.quant.errors import UserError
 
 N = 60
 UNIT = "100 x cosine (clip-mini)"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from eval.margins import Margin, load_margins
-from eval.scorers import SCORERS
-from quant.errors import UserError
+from dit8.eval.margins import Margin, load_margins
+from dit8.eval.scorers import SCORERS
+from dit8.quant.errors import UserError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from eval.matching import (
+from dit8.eval.matching import (
     candidates,
     distance,
     exact_fraction,
@@ -12,7 +12,7 @@ from eval.matching import (
     normalize,
     strict_fraction,
 )
-from eval.reading import Box, Reading
+from dit8.eval.reading import Box, Reading
 
 
 def reading(*placed: tuple[str, float, float]) -> Reading:

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from eval.model_runs import best_first
+from dit8.eval.model_runs import best_first
 
 
 def rows_of(*found):

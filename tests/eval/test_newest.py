@@ -3,8 +3,8 @@ import json
 import pandas as pd
 import pytest
 
-from eval.newest import newest_runs
-from quant.errors import UserError
+from dit8.eval.newest import newest_runs
+from dit8.quant.errors import UserError
 
 OLD, NEW, OTHER = "a" * 12, "b" * 12, "c" * 12
 

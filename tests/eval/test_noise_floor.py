@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.exact_match import discordant_interval
-from eval.noise_floor import noise_floor
-from eval.stats import mean_interval, paired_interval
-from quant.errors import UserError
+from dit8.eval.exact_match import discordant_interval
+from dit8.eval.noise_floor import noise_floor
+from dit8.eval.stats import mean_interval, paired_interval
+from dit8.quant.errors import UserError
 
 RUN = {
     "model": "mini",

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import paddle_reader, reading
-from eval.reading import Reading, read, read_files, reader_identity
-from eval.scorers import get_scorer
-from quant.errors import UserError
+from dit8.eval import paddle_reader, reading
+from dit8.eval.reading import Reading, read, read_files, reader_identity
+from dit8.eval.scorers import get_scorer
+from dit8.quant.errors import UserError
 
 needs_paddle = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in paddle_reader.PACKAGES),
@@ -34,7 +34,7 @@ def test_it_reads_what_the_default_reader_reads(draw_poster):
 @needs_paddle
 def test_a_picture_without_text_reads_as_nothing_and_prints_nothing():
     code = (
-        "import numpy as np; from eval.reading import Reading, read\n"
+        "import numpy as np; from dit8.eval.reading import Reading, read\n"
         "blank = np.full((256, 256, 3), 90, dtype=np.uint8)\n"
         "assert read(blank, reader='paddleocr') == Reading(())"
     )

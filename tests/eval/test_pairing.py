@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.pairing import name_keys, pair_samples
-from eval.records import Sample
-from quant.errors import UserError
+from dit8.eval.pairing import name_keys, pair_samples
+from dit8.eval.records import Sample
+from dit8.quant.errors import UserError
 
 
 def sample(prompt_id: str, seed: int = 0, seconds: float = 0.0) -> Sample:

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from eval.poster_ranking import rank_posters
-from eval.score_text import content_in_words
-from models.poster_drawing import draw_poster
-from models.poster_variants import PERTURBATIONS
-from models.posters import caption, make_poster
+from dit8.eval.poster_ranking import rank_posters
+from dit8.eval.score_text import content_in_words
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.poster_variants import PERTURBATIONS
+from dit8.models.posters import caption, make_poster
 
 POSTERS = [make_poster("easy", seed, held_out=True) for seed in range(12)]
 RIGHT = {content_in_words(caption(poster)): draw_poster(poster).tobytes() for poster in POSTERS}
@@ -36,7 +36,7 @@ def test_a_score_that_is_upside_down_ranks_nothing():
 
 
 def test_what_cannot_be_moved_is_left_out(monkeypatch):
-    from eval import poster_ranking
+    from dit8.eval import poster_ranking
 
     genuine = poster_ranking.perturbed_picture
 

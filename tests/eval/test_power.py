@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from eval.equivalence import tost_p
-from eval.margins import load_margins
-from eval.power import difference_power, equivalence_power, prompts_needed
-from quant.errors import UserError
+from dit8.eval.equivalence import tost_p
+from dit8.eval.margins import load_margins
+from dit8.eval.power import difference_power, equivalence_power, prompts_needed
+from dit8.quant.errors import UserError
 
 
 @pytest.mark.parametrize("effect", [0.05, 0.2, 0.5, 1.0, 2.0])

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from eval.prompt_style import styled
-from eval.records import Prompt
-from quant.errors import UserError
+from dit8.eval.prompt_style import styled
+from dit8.eval.records import Prompt
+from dit8.quant.errors import UserError
 
 
 def prompt(idea="", description="", background="flat teal", elements=()) -> Prompt:

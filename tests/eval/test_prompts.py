@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.prompts import caption_texts, first_prompts, load_prompts, parse_caption
-from quant.errors import UserError
+from dit8.eval.prompts import caption_texts, first_prompts, load_prompts, parse_caption
+from dit8.quant.errors import UserError
 
 
 def caption(*texts: str) -> dict:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval import provenance
-from eval.provenance import (
+from dit8.eval import provenance
+from dit8.eval.provenance import (
     canonical_json,
     describe,
     git_state,
@@ -16,8 +16,8 @@ from eval.provenance import (
     sha256_file,
     versions,
 )
-from quant import keys
-from quant.errors import UserError
+from dit8.quant import keys
+from dit8.quant.errors import UserError
 
 
 def test_canonical_json_does_not_depend_on_key_order():

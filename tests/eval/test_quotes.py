@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.quotes import lettering, quoted
+from dit8.eval.quotes import lettering, quoted
 
 
 @pytest.mark.parametrize(

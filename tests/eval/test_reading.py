@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import rapid_reader, reading
-from eval.reading import pad_with_median, read, read_files, read_texts, reader_identity
-from quant.errors import UserError
+from dit8.eval import rapid_reader, reading
+from dit8.eval.reading import pad_with_median, read, read_files, read_texts, reader_identity
+from dit8.quant.errors import UserError
 
 needs_ocr = pytest.mark.skipif(
     importlib.util.find_spec("rapidocr") is None, reason="needs the extra: pip install -e .[ocr]"
@@ -63,7 +63,7 @@ def test_text_that_touches_the_edge_is_read(draw_poster):
 def test_a_picture_without_text_reads_as_nothing_and_prints_nothing():
     # a process of its own: the engine's log handler keeps the stderr it was imported with
     code = (
-        "import numpy as np; from eval.reading import Reading, read\n"
+        "import numpy as np; from dit8.eval.reading import Reading, read\n"
         "assert read(np.full((256, 256, 3), 90, dtype=np.uint8)) == Reading(())"
     )
     root = Path(reading.__file__).parents[1]

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from eval.gpus import Gpu
-from eval.roofline import PEAKS, ROOF, break_even, peak, time_ms
-from models.work import (
+from dit8.eval.gpus import Gpu
+from dit8.eval.roofline import PEAKS, ROOF, break_even, peak, time_ms
+from dit8.models.work import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.records import Sample
-from eval.score_text import MODES, content_in_words, score_text
-from models.posters import caption, make_poster
-from quant.errors import UserError
+from dit8.eval.records import Sample
+from dit8.eval.score_text import MODES, content_in_words, score_text
+from dit8.models.posters import caption, make_poster
+from dit8.quant.errors import UserError
 
 CAPTION = {
     "high_level_description": "A poster.",

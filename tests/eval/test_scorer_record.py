@@ -2,15 +2,15 @@ import json
 
 import pytest
 
-from eval.scorer_record import (
+from dit8.eval.scorer_record import (
     describe_scorer,
     differing,
     read_entries,
     record_path,
     write_entry,
 )
-from eval.scorers import SCORERS
-from quant.errors import UserError
+from dit8.eval.scorers import SCORERS
+from dit8.quant.errors import UserError
 
 RUN = "0123456789ab"
 

@@ -1,8 +1,8 @@
 import pytest
 
-from eval.scorer_settings import Settings, configure, configure_all, parse_options
-from eval.scorers import SCORERS
-from quant.errors import UserError
+from dit8.eval.scorer_settings import Settings, configure, configure_all, parse_options
+from dit8.eval.scorers import SCORERS
+from dit8.quant.errors import UserError
 
 
 def test_without_settings_a_scorer_stays_as_it_is():

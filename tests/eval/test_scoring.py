@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.ledger import SCORES, read_table
-from eval.records import RunKey
-from eval.runs import Run
-from eval.scorer_record import read_entries
-from eval.scorer_settings import Settings
-from eval.scorers import SCORERS
-from eval.scoring import (
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.records import RunKey
+from dit8.eval.runs import Run
+from dit8.eval.scorer_record import read_entries
+from dit8.eval.scorer_settings import Settings
+from dit8.eval.scorers import SCORERS
+from dit8.eval.scoring import (
     Outcome,
     check_values,
     measured_everywhere,
@@ -20,7 +20,7 @@ from eval.scoring import (
     rows_of,
     score_run,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 RELATIVE = ("psnr", "ssim", "latent_error")
 
@@ -165,11 +165,11 @@ def test_reading_is_scored_with_the_asked_processes(runs, ledger, monkeypatch):
 
     def watch(paths, workers, threads, reader):
         asked.append((workers, reader))
-        from eval.reading import Reading
+        from dit8.eval.reading import Reading
 
         return [Reading(()) for _ in paths]
 
-    monkeypatch.setattr("eval.scorers.ocr.read_files", watch)
+    monkeypatch.setattr("dit8.eval.scorers.ocr.read_files", watch)
     score_run(runs[0], None, ["ocr_exact", "ocr_ned"], ledger, Settings(readers=3))
     assert asked == [(3, "rapidocr"), (3, "rapidocr")]
     assert SCORERS["ocr_exact"].workers == 1  # the shared scorer stays as it was
@@ -288,9 +288,11 @@ def test_a_missing_partner_stops_everything(runs, ledger):
 
 
 def test_reading_is_scored_where_a_text_is_expected(runs, ledger, monkeypatch):
-    from eval.reading import Reading
+    from dit8.eval.reading import Reading
 
-    monkeypatch.setattr("eval.scorers.ocr.read_files", lambda paths, *_: [Reading(())] * len(paths))
+    monkeypatch.setattr(
+        "dit8.eval.scorers.ocr.read_files", lambda paths, *_: [Reading(())] * len(paths)
+    )
     run = runs[0]
     some = (run.samples[0], *(dataclasses.replace(s, texts=()) for s in run.samples[1:]))
     mixed = dataclasses.replace(run, samples=some)
@@ -298,7 +300,7 @@ def test_reading_is_scored_where_a_text_is_expected(runs, ledger, monkeypatch):
     assert read_table(ledger, SCORES)["prompt_id"].tolist() == ["p0"]
     assert read_entries(ledger.parent / "runs", run.key.run_id)["ocr_ned"]["pictures"] == 1
     # complete, though it has one row for three pictures
-    monkeypatch.setattr("eval.scorers.ocr.read_files", None)
+    monkeypatch.setattr("dit8.eval.scorers.ocr.read_files", None)
     assert score_run(mixed, None, ["ocr_ned"], ledger) == [Outcome("ocr_ned", "measured")]
     none = dataclasses.replace(run, key=key("2" * 12, "bf16"), samples=some[1:])
     (outcome,) = score_run(none, None, ["ocr_ned"], ledger)

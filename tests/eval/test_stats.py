@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from eval.records import Interval
-from eval.stats import (
+from dit8.eval.records import Interval
+from dit8.eval.stats import (
     latency_percentiles,
     mean_interval,
     paired_interval,
     prompt_differences,
     wilson_interval,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 
 def keyed(values, seed: int = 0) -> dict:

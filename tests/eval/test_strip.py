@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.strip import COLUMN_PX, FRAME, GAP_PX, HEAD_PX, NOTE_PX, Column, Part, draw_strip
+from dit8.eval.strip import COLUMN_PX, FRAME, GAP_PX, HEAD_PX, NOTE_PX, Column, Part, draw_strip
 
 SIDE = 32
 PART = Part(8, 16, 16, 8)

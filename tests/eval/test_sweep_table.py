@@ -1,4 +1,4 @@
-from eval.sweep_table import render_sweep
+from dit8.eval.sweep_table import render_sweep
 
 
 def document(run_id, scores, paired):

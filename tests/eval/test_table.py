@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.exact_match import discordant_interval
-from eval.ledger import SCORES
-from eval.records import RunKey
-from eval.stats import mean_interval
-from eval.table import format_range, render_markdown, score_document, summarize
-from quant.errors import UserError
+from dit8.eval.exact_match import discordant_interval
+from dit8.eval.ledger import SCORES
+from dit8.eval.records import RunKey
+from dit8.eval.stats import mean_interval
+from dit8.eval.table import format_range, render_markdown, score_document, summarize
+from dit8.quant.errors import UserError
 
 BF16 = RunKey("00000000000a", "mini", "bf16", "none", "diffusers", "float32", "torch", "hard")
 INT8 = replace(BF16, run_id="00000000000b", variant="int8", backend="fake-quant")

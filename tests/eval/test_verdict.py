@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from eval.equivalence import difference_p, discordant_tost, holm, tost
-from eval.exact_match import discordant_interval
-from eval.margins import Margin
-from eval.power import prompts_needed
-from eval.records import Interval
-from eval.stats import paired_interval
-from eval.verdict import (
+from dit8.eval.equivalence import difference_p, discordant_tost, holm, tost
+from dit8.eval.exact_match import discordant_interval
+from dit8.eval.margins import Margin
+from dit8.eval.power import prompts_needed
+from dit8.eval.records import Interval
+from dit8.eval.stats import paired_interval
+from dit8.eval.verdict import (
     BETTER,
     EQUIVALENT,
     UNDECIDED,
@@ -20,7 +20,7 @@ from eval.verdict import (
     conclude,
     decide,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 
 def keyed(values) -> dict:

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from eval.prompt_style import styled
-from eval.prompts import load_prompts
-from eval.provenance import run_id
-from models.generate import noise_for
-from quant.formats.table import get_format
-from quant.keys import content_key
-from scripts.cell import checkpoint_sha256, prepare
-from scripts.cli import compose
-from scripts.conversion import quantize_model
-from scripts.stages import open_model
+from dit8.eval.prompt_style import styled
+from dit8.eval.prompts import load_prompts
+from dit8.eval.provenance import run_id
+from dit8.models.generate import noise_for
+from dit8.quant.formats.table import get_format
+from dit8.quant.keys import content_key
+from dit8.scripts.cell import checkpoint_sha256, prepare
+from dit8.scripts.cli import compose
+from dit8.scripts.conversion import quantize_model
+from dit8.scripts.stages import open_model
 
 
 class House:

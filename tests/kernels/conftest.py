@@ -223,7 +223,7 @@ def compile_launch(monkeypatch, tmp_path):
     """Return a function that compiles what one call would launch, for a GPU that is not there."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1 in this process: its kernels cannot be compiled")
-    from scripts.arch_compile import compiling_for
+    from dit8.scripts.arch_compile import compiling_for
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # never a build of an earlier run
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from kernels import backend
-from kernels.backend import backend_name
-from quant.errors import UserError
+from dit8.kernels import backend
+from dit8.kernels.backend import backend_name
+from dit8.quant.errors import UserError
 
 
 def pretend_gpu(monkeypatch, capability=(9, 0), triton=True):

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from quant.formats import fp8, nf4, q4_k, q8_0
+from dit8.quant.formats import fp8, nf4, q4_k, q8_0
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels import decode  # noqa: E402
-from kernels.decode_triton import Config, choose_config, launch  # noqa: E402
-from scripts.arch_compile import read_usage  # noqa: E402
+from dit8.kernels import decode  # noqa: E402
+from dit8.kernels.decode_triton import Config, choose_config, launch  # noqa: E402
+from dit8.scripts.arch_compile import read_usage  # noqa: E402
 
-MODULE = "kernels.decode_triton"
+MODULE = "dit8.kernels.decode_triton"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CODECS = {codec.name: codec for codec in (fp8.CODEC, q8_0.CODEC, q4_k.CODEC, nf4.CODEC)}
 
@@ -186,7 +186,8 @@ def test_a_kernel_is_launched_on_the_device_of_its_weight(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(
-        "kernels.decode_triton.launch", lambda *arguments: launched.append((*current, *arguments))
+        "dit8.kernels.decode_triton.launch",
+        lambda *arguments: launched.append((*current, *arguments)),
     )
     stored, weight = random_bytes(4, 2 * 4896)[:, ::2], torch.empty(4, 4608)
     decode.decode_into("q8_0", [stored], weight)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.int8_gemm import (
+from dit8.kernels.int8_gemm import (
     CPU_SUMS,
     accumulate,
     accumulate_in_fp32,
@@ -12,7 +12,7 @@ from kernels.int8_gemm import (
     int8_gemm,
     int8_gemm_swiglu,
 )
-from kernels.quant_rows import quant_rows
+from dit8.kernels.quant_rows import quant_rows
 
 MINI = [(256, 256), (768, 256), (256, 768), (256, 832)]  # (N, K) of the mini's linears
 SHAPES = [(m, n, k) for n, k in MINI for m in (0, 1, 17, 256)] + [
@@ -87,7 +87,7 @@ def test_the_largest_sums_are_exact(sum_up, a, b, k):
 ON_AN_OLD_CPU = """
 import sys
 import torch
-from kernels.int8_gemm import accumulate, int8_gemm, int8_gemm_swiglu, int_mm_is_exact
+from dit8.kernels.int8_gemm import accumulate, int8_gemm, int8_gemm_swiglu, int_mm_is_exact
 x = torch.randint(-127, 128, (17, 832), dtype=torch.int8)
 w = torch.randint(-127, 128, (64, 832), dtype=torch.int8)
 truth = x.long() @ w.long().t()
@@ -115,7 +115,7 @@ def test_a_slow_way_to_sum_is_not_taken(slow, monkeypatch):
         time.sleep(0.01)  # the others take 0.2 ms
         return accumulate_in_fp32(x, w)
 
-    monkeypatch.setattr("kernels.int8_gemm.int_mm_is_exact", lambda: True)
+    monkeypatch.setattr("dit8.kernels.int8_gemm.int_mm_is_exact", lambda: True)
     monkeypatch.setitem(CPU_SUMS, slow, sum_slowly)
     cpu_sums_ms.cache_clear()
     try:

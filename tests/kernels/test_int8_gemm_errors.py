@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.int8_gemm import K_MAX, int8_gemm, int8_gemm_swiglu
+from dit8.kernels.int8_gemm import K_MAX, int8_gemm, int8_gemm_swiglu
 
 X, W = (torch.arange(32 * rows).view(rows, 32).remainder(255).sub(127).char() for rows in (4, 8))
 XS, WS, B = torch.rand(4), torch.rand(8), torch.rand(8)

@@ -9,14 +9,14 @@ from itertools import product
 import pytest
 import torch
 
-from kernels.int8_gemm import accumulate
+from dit8.kernels.int8_gemm import accumulate
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from triton.compiler.errors import CompilationError  # noqa: E402
 
-from kernels import int8_gemm_tma  # noqa: E402
-from kernels.int8_gemm_tma import (  # noqa: E402
+from dit8.kernels import int8_gemm_tma  # noqa: E402
+from dit8.kernels.int8_gemm_tma import (  # noqa: E402
     CONFIGS,
     LINE,
     SHAPES,
@@ -25,7 +25,7 @@ from kernels.int8_gemm_tma import (  # noqa: E402
     offered,
     store_buffers,
 )
-from scripts.arch_compile import read_usage  # noqa: E402
+from dit8.scripts.arch_compile import read_usage  # noqa: E402
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 EPILOGUES = {  # as `draw_product` names them, and as `offered` does

@@ -6,14 +6,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-import kernels.int8_gemm
-from kernels.int8_gemm import int8_gemm, int8_gemm_swiglu
+import dit8.kernels.int8_gemm as host
+from dit8.kernels.int8_gemm import int8_gemm, int8_gemm_swiglu
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels import int8_gemm_tma as module  # noqa: E402
-from kernels import int8_gemm_triton, tiles  # noqa: E402
-from kernels.int8_gemm_tma import (  # noqa: E402
+from dit8.kernels import int8_gemm_tma as module  # noqa: E402
+from dit8.kernels import int8_gemm_triton, tiles  # noqa: E402
+from dit8.kernels.int8_gemm_tma import (  # noqa: E402
     CONFIGS,
     SHAPES,
     TmaConfig,
@@ -150,7 +150,7 @@ def calls(monkeypatch):
         calls.asked.append((args, keywords))
         return calls.choice
 
-    monkeypatch.setattr(kernels.int8_gemm, "backend_name", lambda device: "triton")
+    monkeypatch.setattr(host, "backend_name", lambda device: "triton")
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(tiles, "choose", choose)
     for name, target in (("tma", module), ("mma", int8_gemm_triton)):
@@ -170,7 +170,7 @@ def test_the_op_launches_what_is_chosen(calls, draw_product, op, aligned, kind):
     epilogue = "rest" if op == "gemm" else "swiglu"
     (*args, out), keywords = draw_product(5, 24, 64 if aligned else 65, epilogue, torch.bfloat16)
     extra = [keywords[name] for name in ("gate", "residual") if name in keywords]
-    assert kernels.int8_gemm._run(op, out, *args, *extra) is out
+    assert host._run(op, out, *args, *extra) is out
     ((positional, by_name),) = calls.asked
     assert positional == (op, 5, 24, args[0].shape[1], args[0].device)
     assert by_name["tma"] is aligned
@@ -197,7 +197,7 @@ def test_the_choice_knows_what_the_epilogue_adds(
 ):
     (*args, bias, out), keywords = draw_product(5, 24, 64, "rest", torch.bfloat16)
     operands = {"bias": bias, "gate": keywords["gate"], "residual": keywords["residual"]}
-    kernels.int8_gemm._run("gemm", out, *args, **{name: operands[name] for name in given})
+    host._run("gemm", out, *args, **{name: operands[name] for name in given})
     ((_, by_name),) = calls.asked
     assert by_name == {"tma": True, "has_bias": has_bias, "has_residual": has_residual}
 
@@ -205,7 +205,7 @@ def test_the_choice_knows_what_the_epilogue_adds(
 @pytest.mark.parametrize("m, n", [(0, 24), (5, 0)])
 def test_nothing_is_chosen_for_an_empty_output(calls, draw_product, m, n):
     (*args, out), _ = draw_product(m, n, 64, "plain", torch.bfloat16)
-    assert kernels.int8_gemm._run("gemm", out, *args) is out
+    assert host._run("gemm", out, *args) is out
     assert not calls.asked and not calls.launched
 
 

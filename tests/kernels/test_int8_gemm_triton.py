@@ -5,15 +5,15 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from kernels.int8_gemm import accumulate
+from dit8.kernels.int8_gemm import accumulate
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
-from kernels.int8_gemm_triton import CONFIGS, Config, launch  # noqa: E402
+from dit8.kernels.int8_gemm_triton import CONFIGS, Config, launch  # noqa: E402
 
-MODULE = "kernels.int8_gemm_triton"
+MODULE = "dit8.kernels.int8_gemm_triton"
 MINI = [(256, 256), (768, 256), (256, 768), (256, 832)]  # (N, K) of the mini's linears
 FULL = [(4608, 4608), (12288, 4608), (4608, 12288)]  # and of the full model's
 RAGGED = [(17, 1, 199), (33, 65, 31), (130, 257, 129), (5, 7, 1)]  # no multiple of any tile

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from kernels.norms import (
+from dit8.kernels.norms import (
     gated_residual,
     gated_residual_norm,
     gated_residual_norm_quant,
     modulated_norm,
     modulated_norm_quant,
 )
-from kernels.quant_rows import quant_rows
+from dit8.kernels.quant_rows import quant_rows
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 EPS = 1e-5

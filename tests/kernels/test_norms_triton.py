@@ -3,21 +3,21 @@
 import pytest
 import torch
 
-from kernels.norms import (
+from dit8.kernels.norms import (
     gated_residual_norm_quant,
     gated_residual_reference,
     modulated_norm_quant,
     modulated_norm_reference,
 )
-from kernels.quant_rows import quant_rows_reference
+from dit8.kernels.quant_rows import quant_rows_reference
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels import norms_triton as module  # noqa: E402
-from kernels.norms_triton import choose_config, launch  # noqa: E402
-from kernels.quant_rows_triton import Config  # noqa: E402
+from dit8.kernels import norms_triton as module  # noqa: E402
+from dit8.kernels.norms_triton import choose_config, launch  # noqa: E402
+from dit8.kernels.quant_rows_triton import Config  # noqa: E402
 
-MODULE = "kernels.norms_triton"
+MODULE = "dit8.kernels.norms_triton"
 EPS = 1e-5
 PARTS = {
     "norm": dict(),

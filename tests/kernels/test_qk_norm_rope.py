@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.qk_norm_rope import qk_norm_rope_
+from dit8.kernels.qk_norm_rope import qk_norm_rope_
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 EPS = 1e-5

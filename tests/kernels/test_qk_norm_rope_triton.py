@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from kernels.qk_norm_rope import qk_norm_rope_, qk_norm_rope_reference
+from dit8.kernels.qk_norm_rope import qk_norm_rope_, qk_norm_rope_reference
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels import qk_norm_rope_triton as module  # noqa: E402
-from kernels.qk_norm_rope_triton import Config, choose_config, launch  # noqa: E402
+from dit8.kernels import qk_norm_rope_triton as module  # noqa: E402
+from dit8.kernels.qk_norm_rope_triton import Config, choose_config, launch  # noqa: E402
 
-MODULE = "kernels.qk_norm_rope_triton"
+MODULE = "dit8.kernels.qk_norm_rope_triton"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 EPS = 1e-5
 SHAPES = [(0, 2, 8), (1, 1, 2), (5, 3, 16), (4, 5, 24), (2, 18, 256)]  # M, heads, d

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from kernels.quant_rows import quant_rows, quant_rows_reference
+from dit8.kernels.quant_rows import quant_rows, quant_rows_reference
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels import quant_rows_triton as module  # noqa: E402
-from kernels.quant_rows_triton import Config, choose_config, launch  # noqa: E402
+from dit8.kernels import quant_rows_triton as module  # noqa: E402
+from dit8.kernels.quant_rows_triton import Config, choose_config, launch  # noqa: E402
 
-MODULE = "kernels.quant_rows_triton"
+MODULE = "dit8.kernels.quant_rows_triton"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SHAPES = [(0, 256), (1, 256), (17, 768), (64, 832), (5, 199), (9, 1), (3, 4608)]
 ROTATED = [(17, 768, 256), (5, 832, 64), (5, 4608, 256), (9, 48, 16), (7, 20, 4), (1, 256, 256)]

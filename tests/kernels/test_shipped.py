@@ -6,12 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kernels import shipped
-from kernels.shipped import ALL, EXCLUDED, MEASURED, configs_for, measured_capability, obstacle
+from dit8.kernels import shipped
+from dit8.kernels.shipped import ALL, EXCLUDED, MEASURED, configs_for, measured_capability, obstacle
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels.int8_gemm_triton import CONFIGS, Config  # noqa: E402
+from dit8.kernels.int8_gemm_triton import CONFIGS, Config  # noqa: E402
 
 ROWS = Path(__file__).resolve().parents[2] / "results" / "bench" / "arch.csv"
 LARGEST = Config(128, 256, 128, 8, 8, 4)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from kernels.quant_rows import quant_rows
-from kernels.swiglu import swiglu, swiglu_quant
+from dit8.kernels.quant_rows import quant_rows
+from dit8.kernels.swiglu import swiglu, swiglu_quant
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from kernels.quant_rows import quant_rows_reference
-from kernels.swiglu import swiglu, swiglu_quant, swiglu_reference
+from dit8.kernels.quant_rows import quant_rows_reference
+from dit8.kernels.swiglu import swiglu, swiglu_quant, swiglu_reference
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels import swiglu_triton as module  # noqa: E402
-from kernels.quant_rows_triton import Config  # noqa: E402
-from kernels.swiglu_triton import choose_config, launch  # noqa: E402
-from scripts.arch_compile import read_usage  # noqa: E402
+from dit8.kernels import swiglu_triton as module  # noqa: E402
+from dit8.kernels.quant_rows_triton import Config  # noqa: E402
+from dit8.kernels.swiglu_triton import choose_config, launch  # noqa: E402
+from dit8.scripts.arch_compile import read_usage  # noqa: E402
 
-MODULE = "kernels.swiglu_triton"
+MODULE = "dit8.kernels.swiglu_triton"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 PARTS = {
     "values": dict(),

@@ -10,11 +10,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels import int8_gemm_tma, int8_gemm_triton, tiles  # noqa: E402
-from kernels.int8_gemm_tma import SHAPES, TmaConfig, offered  # noqa: E402
-from kernels.int8_gemm_triton import Config  # noqa: E402
-from kernels.shipped import obstacle  # noqa: E402
-from kernels.tiles import (  # noqa: E402
+from dit8.kernels import int8_gemm_tma, int8_gemm_triton, tiles  # noqa: E402
+from dit8.kernels.int8_gemm_tma import SHAPES, TmaConfig, offered  # noqa: E402
+from dit8.kernels.int8_gemm_triton import Config  # noqa: E402
+from dit8.kernels.shipped import obstacle  # noqa: E402
+from dit8.kernels.tiles import (  # noqa: E402
     Choice,
     Entry,
     Table,
@@ -24,7 +24,7 @@ from kernels.tiles import (  # noqa: E402
     runs,
     table_document,
 )
-from quant.errors import UserError  # noqa: E402
+from dit8.quant.errors import UserError  # noqa: E402
 
 MMA = Choice("mma", Config(64, 64, 128, 8, 4, 4))
 TMA = Choice("tma", TmaConfig(2, 64, 256, 4, 16))

@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import Ideogram4Pipeline
 
-from eval.records import Prompt
-from models.generate import Sampler, denoise
-from models.ideogram4 import branch_modules
-from models.mini import TOY, build_pipeline, save_pipeline
-from models.pipeline import load_pipeline
-from models.posters import caption_json, make_poster
+from dit8.eval.records import Prompt
+from dit8.models.generate import Sampler, denoise
+from dit8.models.ideogram4 import branch_modules
+from dit8.models.mini import TOY, build_pipeline, save_pipeline
+from dit8.models.pipeline import load_pipeline
+from dit8.models.posters import caption_json, make_poster
 
 
 @torch.no_grad()

@@ -5,15 +5,15 @@ import diffusers
 import pytest
 from diffusers import FluxTransformer2DModel, Ideogram4Transformer2DModel
 
-from models import flux, ideogram4
-from models.architectures import (
+from dit8.models import flux, ideogram4
+from dit8.models.architectures import (
     ARCHITECTURES,
     BRANCHES,
     architecture_of,
     architecture_of_module,
     branches_of,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 TINY_IDEOGRAM = {
     "in_channels": 16,

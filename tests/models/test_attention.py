@@ -3,8 +3,8 @@ import warnings
 import pytest
 import torch
 
-from models import attention
-from models.attention import (
+from dit8.models import attention
+from dit8.models.attention import (
     BACKENDS,
     attend,
     check_backend,
@@ -13,7 +13,7 @@ from models.attention import (
     fastest,
     measure,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHAPE = (1, 300, 2, 64, torch.float32)

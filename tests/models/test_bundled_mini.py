@@ -15,11 +15,11 @@ from diffusers import (
 )
 from transformers import PreTrainedTokenizerFast, Qwen3VLModel
 
-from eval.matching import exact_fraction
-from eval.prompts import load_prompts
-from eval.reading import read
-from models.generate import Sampler, denoise
-from models.sampling import Engine
+from dit8.eval.matching import exact_fraction
+from dit8.eval.prompts import load_prompts
+from dit8.eval.reading import read
+from dit8.models.generate import Sampler, denoise
+from dit8.models.sampling import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "models" / "mini"

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.score_text import content_in_words
-from models.posters import TIERS, caption, make_poster
-from models.training.pool import to_signal
+from dit8.eval.score_text import content_in_words
+from dit8.models.posters import TIERS, caption, make_poster
+from dit8.models.training.pool import to_signal
 
 pytest.importorskip("open_clip", reason="needs the extra: pip install -e .[clip]")
 
-from models.clip_mini import (  # noqa: E402
+from dit8.models.clip_mini import (  # noqa: E402
     CONTEXT,
     END,
     FINE,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models import doctor, machine
-from models.doctor import (
+from dit8.models import doctor, machine
+from dit8.models.doctor import (
     checkpoint_names,
     examine,
     extra_rows,
@@ -17,7 +17,7 @@ from models.doctor import (
     variant_rows,
     weight_rows,
 )
-from models.machine import Row
+from dit8.models.machine import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = """[project]
@@ -158,7 +158,7 @@ def test_without_any_weights_no_variant_runs(tree):
 
 
 def test_scorers_of_this_repository():
-    from eval.scorers import SCORERS
+    from dit8.eval.scorers import SCORERS
 
     rows = by_name(scorer_rows())
     assert list(rows) == list(SCORERS)
@@ -167,7 +167,7 @@ def test_scorers_of_this_repository():
 
 
 def test_a_scorer_that_cannot_run_says_why(monkeypatch, tmp_path):
-    from eval import reading
+    from dit8.eval import reading
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setitem(reading.READERS, "rapidocr", NoReader)

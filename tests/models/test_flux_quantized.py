@@ -6,17 +6,17 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from models.flux import BRANCHES, architecture
-from quant.calibrate import calibrate
-from quant.checkpoint import Origin, checkpoint_name, save_checkpoint
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.linear import Int8Linear
-from quant.load import load_quantized
-from quant.recipe import quantized_linears, resolve_recipe
-from quant.source import MemorySource
-from quant.types import Recipe
-from quant.weight_only import WeightOnlyLinear
+from dit8.models.flux import BRANCHES, architecture
+from dit8.quant.calibrate import calibrate
+from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.linear import Int8Linear
+from dit8.quant.load import load_quantized
+from dit8.quant.recipe import quantized_linears, resolve_recipe
+from dit8.quant.source import MemorySource
+from dit8.quant.types import Recipe
+from dit8.quant.weight_only import WeightOnlyLinear
 
 DOUBLE, SINGLE, STEPS = 2, 3, 3
 DESCRIBED = architecture(DOUBLE, SINGLE, guidance=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from models.footprint import CONTEXT_BYTES, activation_bytes, needed_bytes, weight_bytes
-from models.work import VARIANTS
+from dit8.models.footprint import CONTEXT_BYTES, activation_bytes, needed_bytes, weight_bytes
+from dit8.models.work import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import models.generate as generation
-from eval.records import Prompt
-from models.generate import (
+import dit8.models.generate as generation
+from dit8.eval.records import Prompt
+from dit8.models.generate import (
     METADATA_KEY,
     check_length,
     denoise,
@@ -18,7 +18,7 @@ from models.generate import (
     noise_for,
     sample_paths,
 )
-from quant.errors import UserError
+from dit8.quant.errors import UserError
 
 
 def pixels(path):

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from models import machine
-from models.machine import (
+from dit8.models import machine
+from dit8.models.machine import (
     Row,
     cpu_model,
     gpu_rows,

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLFlux2, DiffusionPipeline, Ideogram4Transforme
 from safetensors.torch import load_file
 from transformers import Qwen3VLModel
 
-from models.mini import (
+from dit8.models.mini import (
     FULL,
     TEXT_TAPS,
     TOY,
@@ -16,7 +16,7 @@ from models.mini import (
     build_transformer,
     build_vae,
 )
-from models.mini_tokenizer import build_tokenizer
+from dit8.models.mini_tokenizer import build_tokenizer
 
 
 def tensors(pipeline):

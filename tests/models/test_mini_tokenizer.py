@@ -1,8 +1,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from models.mini_tokenizer import BOILERPLATE, SPECIAL, WORDS, build_tokenizer
-from models.posters import TIERS, caption_json, make_poster
+from dit8.models.mini_tokenizer import BOILERPLATE, SPECIAL, WORDS, build_tokenizer
+from dit8.models.posters import TIERS, caption_json, make_poster
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.ideogram4 import BRANCHES
-from models.model_folder import FolderFacts, components, inspect_folder
-from quant.errors import UserError
+from dit8.models.ideogram4 import BRANCHES
+from dit8.models.model_folder import FolderFacts, components, inspect_folder
+from dit8.quant.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

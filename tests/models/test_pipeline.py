@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.generate import denoise
-from models.ideogram4 import BRANCHES, architecture, branch_modules
-from models.pipeline import load_pipeline, resolve_device, torch_dtype
-from quant.checkpoint import Origin, save_checkpoint
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.load import load_quantized
-from quant.open_source import open_sources
-from quant.weight_only import WeightOnlyLinear
+from dit8.models.generate import denoise
+from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.models.pipeline import load_pipeline, resolve_device, torch_dtype
+from dit8.quant.checkpoint import Origin, save_checkpoint
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.load import load_quantized
+from dit8.quant.open_source import open_sources
+from dit8.quant.weight_only import WeightOnlyLinear
 
 CPU = torch.device("cpu")
 WEIGHTS = {

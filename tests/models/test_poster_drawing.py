@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models.poster_drawing import draw_poster
-from models.posters import COLORS, SHAPES, Element, Poster, contrast, make_poster
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.posters import COLORS, SHAPES, Element, Poster, contrast, make_poster
 
 CELL = 6.4
 

@@ -1,6 +1,6 @@
 import pytest
 
-from models.poster_type import CAP_HEIGHTS, FACES, face_at_cap, load_face, text_width_px
+from dit8.models.poster_type import CAP_HEIGHTS, FACES, face_at_cap, load_face, text_width_px
 
 
 def test_there_are_at_least_four_faces_and_a_serif():

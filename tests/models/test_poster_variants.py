@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.poster_drawing import draw_poster
-from models.poster_type import text_width_px
-from models.poster_variants import (
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.poster_type import text_width_px
+from dit8.models.poster_variants import (
     LEAST_CONTRAST,
     LEAST_MOVE,
     PERTURBATIONS,
@@ -16,8 +16,8 @@ from models.poster_variants import (
     other_word,
     perturbed_picture,
 )
-from models.poster_words import is_held_out
-from models.posters import COLORS, GRID, IMAGE_PX, caption, contrast, make_poster
+from dit8.models.poster_words import is_held_out
+from dit8.models.posters import COLORS, GRID, IMAGE_PX, caption, contrast, make_poster
 
 TIERS = ("easy", "medium", "hard")
 POSTERS = [make_poster(TIERS[seed % 3], seed, held_out=True) for seed in range(60)]

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from models.poster_words import DIGITS, LETTERS, draw_word, is_held_out
+from dit8.models.poster_words import DIGITS, LETTERS, draw_word, is_held_out
 
 
 def draw_many(n=3000, seed=0, **options):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from models.ideogram4 import BRANCHES
-from models.random_ideogram4 import IMAGE, SMALL, TEXT, RandomPrompt, build_random, run_random
+from dit8.models.ideogram4 import BRANCHES
+from dit8.models.random_ideogram4 import IMAGE, SMALL, TEXT, RandomPrompt, build_random, run_random
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from models.requirements import check_requirement, imported_packages, lacking, missing_from_extra
+from dit8.models.requirements import (
+    check_requirement,
+    imported_packages,
+    lacking,
+    missing_from_extra,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = """[project]
@@ -23,9 +28,11 @@ def tree(tmp_path):
     """A repository with a scorer that reaches optional packages through another file."""
     files = {
         "pyproject.toml": PROJECT,
-        "eval/scorers/text.py": "import json\nfrom eval.reading import read\nimport numpy as np\n",
-        "eval/reading.py": "import eval.loop\ndef read():\n    from pytest import raises\n",
-        "eval/loop.py": "from eval import reading\nfrom . import sibling\nimport os.path\n",
+        "eval/scorers/text.py": (
+            "import json\nfrom dit8.eval.reading import read\nimport numpy as np\n"
+        ),
+        "eval/reading.py": "import dit8.eval.loop\ndef read():\n    from pytest import raises\n",
+        "eval/loop.py": "from dit8.eval import reading\nfrom . import sibling\nimport os.path\n",
         "eval/scorers/plain.py": "import numpy\n",
         "eval/scorers/shared.py": "from shared_thing.inner import x\n",
         "eval/scorers/other.py": "import thing_of_nobody\n",

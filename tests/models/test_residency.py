@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from models import residency
-from models.engine import EngineBranch
-from models.residency import CONDITIONING, TEXT, BranchGuest, Guest
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.int8 import quantize_weight
-from quant.linear import Int8Linear, swap_linears
-from quant.weight_only import WeightOnlyLinear
+from dit8.models import residency
+from dit8.models.engine import EngineBranch
+from dit8.models.residency import CONDITIONING, TEXT, BranchGuest, Guest
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.int8 import quantize_weight
+from dit8.quant.linear import Int8Linear, swap_linears
+from dit8.quant.weight_only import WeightOnlyLinear
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from models import sampling
-from models.engine import EngineBranch
-from models.generate import denoise, generate
-from models.ideogram4 import BRANCHES
-from models.pipeline import load_pipeline
-from models.sampling import Clock, Engine, open_engine, set_schedule
-from quant.errors import UserError
+from dit8.models import sampling
+from dit8.models.engine import EngineBranch
+from dit8.models.generate import denoise, generate
+from dit8.models.ideogram4 import BRANCHES
+from dit8.models.pipeline import load_pipeline
+from dit8.models.sampling import Clock, Engine, open_engine, set_schedule
+from dit8.quant.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from models import staging
-from models.generate import denoise
-from models.ideogram4 import branch_modules
-from models.pipeline import load_pipeline
-from models.staging import staged
+from dit8.models import staging
+from dit8.models.generate import denoise
+from dit8.models.ideogram4 import branch_modules
+from dit8.models.pipeline import load_pipeline
+from dit8.models.staging import staged
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
@@ -70,7 +70,7 @@ def test_one_module_visits_at_a_time_and_all_of_them_do(
     elsewhere, seen = Elsewhere(), []
     visitors = {"text": pipeline.text_encoder, **branch_modules(pipeline)}
     # tensors stay where they are: moving them to META, a device that every machine has, loses them
-    monkeypatch.setattr("models.staging._moved", lambda value, device: value)
+    monkeypatch.setattr("dit8.models.staging._moved", lambda value, device: value)
     for name, module in visitors.items():
         monkeypatch.setattr(module, "to", elsewhere.watch(name))
     genuine = pipeline.text_encoder.language_model.embed_tokens.forward

@@ -8,14 +8,14 @@ import torch
 from diffusers import Ideogram4Transformer2DModel
 from safetensors.torch import load_file
 
-import models.synthetic as synthetic
-from models.ideogram4 import BRANCHES, source_sha256
-from models.synthetic import Options, bytes_needed, describe, synthetic_key, write_synthetic
-from models.synthetic_values import PATTERN, Pattern, synthetic_stats
-from quant.act_stats import channel_crest, load_stats, save_stats
-from quant.errors import UserError
-from quant.open_source import open_sources
-from quant.types import TensorSpec
+import dit8.models.synthetic as synthetic
+from dit8.models.ideogram4 import BRANCHES, source_sha256
+from dit8.models.synthetic import Options, bytes_needed, describe, synthetic_key, write_synthetic
+from dit8.models.synthetic_values import PATTERN, Pattern, synthetic_stats
+from dit8.quant.act_stats import channel_crest, load_stats, save_stats
+from dit8.quant.errors import UserError
+from dit8.quant.open_source import open_sources
+from dit8.quant.types import TensorSpec
 
 TINY = {
     "in_channels": 16,
@@ -314,7 +314,7 @@ def test_the_key_is_the_models(write):
 
 
 def test_the_script_writes_checkpoint_and_statistics(tmp_path, monkeypatch, capsys):
-    from scripts import make_synthetic
+    from dit8.scripts import make_synthetic
 
     folder, stats = tmp_path / "model", tmp_path / "stats.safetensors"
     monkeypatch.setattr(
@@ -334,7 +334,7 @@ def test_the_script_writes_checkpoint_and_statistics(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_the_script_refuses_a_configuration_that_is_no_object(text):
-    from scripts.make_synthetic import parse_config
+    from dit8.scripts.make_synthetic import parse_config
 
     with pytest.raises(UserError, match=r"--config must be a JSON object, got"):
         parse_config(text, None)

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from models import threads
-from models.threads import Threads, busy_seconds, fitting_threads
+from dit8.models import threads
+from dit8.models.threads import Threads, busy_seconds, fitting_threads
 
 CPU = torch.device("cpu")
 STAT = """\

@@ -26,8 +26,8 @@ import sys  # without the copy that the environment may have installed at start
 sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "TorchvisionFinder"]
 """
 CALL = """
-from models.torchvision_shim import import_torchvision
-from quant.errors import UserError
+from dit8.models.torchvision_shim import import_torchvision
+from dit8.quant.errors import UserError
 try:
     module = import_torchvision()
 except UserError as error:
@@ -36,7 +36,7 @@ except UserError as error:
 
 
 PLAIN = """
-from models.torchvision_shim import install
+from dit8.models.torchvision_shim import install
 install()
 import torchvision
 """
@@ -116,7 +116,7 @@ print(sys.meta_path == finders, torchvision.first.loaded)
 
 def test_importing_models_imports_neither(tmp_path: Path) -> None:
     more = 'print({"torch", "torchvision"} & set(sys.modules))'
-    result = run_with(tmp_path, "", more, "import models\n")
+    result = run_with(tmp_path, "", more, "import dit8.models\n")
     assert (result.returncode, result.stdout) == (0, "set()\n"), result.stderr
 
 

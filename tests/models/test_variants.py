@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.backend import backend_name
-from models import variants
-from models.ideogram4 import BRANCHES, architecture, branch_modules
-from models.pipeline import load_pipeline
-from models.variants import Variant, build_variant
-from quant.checkpoint import Origin, checkpoint_name, save_checkpoint
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.linear import Int8Linear
-from quant.open_source import open_sources
-from quant.recipe import resolve_recipe
-from quant.rounding import round_weight
-from quant.types import Recipe
-from quant.weight_only import WeightOnlyLinear
+from dit8.kernels.backend import backend_name
+from dit8.models import variants
+from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.models.pipeline import load_pipeline
+from dit8.models.variants import Variant, build_variant
+from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.linear import Int8Linear
+from dit8.quant.open_source import open_sources
+from dit8.quant.recipe import resolve_recipe
+from dit8.quant.rounding import round_weight
+from dit8.quant.types import Recipe
+from dit8.quant.weight_only import WeightOnlyLinear
 
 CPU = torch.device("cpu")
 DESCRIBED = architecture(2)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from models.random_ideogram4 import SMALL
-from models.work import (
+from dit8.models.random_ideogram4 import SMALL
+from dit8.models.work import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,

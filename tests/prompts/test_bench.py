@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from eval.caption_check import deviations
-from eval.captions import expected_text, parse
-from eval.matching import normalize
-from eval.prompts import load_prompts
-from eval.quotes import quoted
+from dit8.eval.caption_check import deviations
+from dit8.eval.captions import expected_text, parse
+from dit8.eval.matching import normalize
+from dit8.eval.prompts import load_prompts
+from dit8.eval.quotes import quoted
 
 FOLDER = Path(__file__).resolve().parents[2] / "prompts"
 SIZES = {"bench300": 300, "calibration64": 64}

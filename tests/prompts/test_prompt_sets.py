@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.matching import exact_fraction
-from eval.prompts import caption_texts, load_prompts
-from eval.reading import read
-from models.poster_drawing import draw_poster
-from models.poster_type import FACES
-from models.poster_words import is_held_out
-from models.posters import caption_json, make_poster
-from models.training.reading import PROBE_SEED
-from scripts.make_prompts import HARD_FACES, SETS, prompt_sets
+from dit8.eval.matching import exact_fraction
+from dit8.eval.prompts import caption_texts, load_prompts
+from dit8.eval.reading import read
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.poster_type import FACES
+from dit8.models.poster_words import is_held_out
+from dit8.models.posters import caption_json, make_poster
+from dit8.models.training.reading import PROBE_SEED
+from dit8.scripts.make_prompts import HARD_FACES, SETS, prompt_sets
 
 FOLDER = Path(__file__).resolve().parents[2] / "prompts"
 SIZES = {"mini_easy": 200, "mini_medium": 200, "mini_hard": 200, "mini_calibration": 32}

@@ -7,13 +7,13 @@ import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
 
-from models.ideogram4 import BRANCHES, architecture, branch_modules
-from quant.calibrate import calibrate
-from quant.checkpoint import Origin, checkpoint_name, save_checkpoint
-from quant.formats.table import FORMATS
-from quant.recipe import resolve_recipe
-from quant.source import MemorySource
-from quant.types import Recipe
+from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.quant.calibrate import calibrate
+from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.recipe import resolve_recipe
+from dit8.quant.source import MemorySource
+from dit8.quant.types import Recipe
 
 LAYERS, HIDDEN, FFN, TEXT, CHANNELS = 2, 128, 256, 13 * 16, 16
 TEXT_TOKENS, GRID, STEPS = 5, 4, 3

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from quant.act_stats import (
+from dit8.quant.act_stats import (
     absmax,
     channel_crest,
     load_stats,
@@ -11,9 +11,9 @@ from quant.act_stats import (
     save_stats,
     step_absmax,
 )
-from quant.errors import UserError
-from quant.tensor_file import write_tensors
-from quant.types import ActStats
+from dit8.quant.errors import UserError
+from dit8.quant.tensor_file import write_tensors
+from dit8.quant.types import ActStats
 
 STATS = ActStats(
     step_absmax={"conditional/x": torch.tensor([[1.0, 2.0, 9.0], [4.0, 4.0, 4.0]])},

@@ -4,14 +4,14 @@ import math
 import pytest
 import torch
 
-from quant.act_stats import absmax
-from quant.alpha_search import output_error, search_alphas
-from quant.errors import UserError
-from quant.int8 import quantize_rows, quantize_weight
-from quant.recipe import resolve_recipe
-from quant.smooth import column_absmax, smoothing_scale, snap_power_of_two
-from quant.source import StoredWeight
-from quant.types import Recipe
+from dit8.quant.act_stats import absmax
+from dit8.quant.alpha_search import output_error, search_alphas
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import quantize_rows, quantize_weight
+from dit8.quant.recipe import resolve_recipe
+from dit8.quant.smooth import column_absmax, smoothing_scale, snap_power_of_two
+from dit8.quant.source import StoredWeight
+from dit8.quant.types import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 

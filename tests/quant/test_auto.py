@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from quant.auto import CURVE_POINTS, choose, guidance_weights, weighted_damage
-from quant.errors import UserError
+from dit8.quant.auto import CURVE_POINTS, choose, guidance_weights, weighted_damage
+from dit8.quant.errors import UserError
 
 
 def bins(*values):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from quant.act_stats import load_stats
-from quant.calibrate import calibrate
-from quant.errors import UserError
+from dit8.quant.act_stats import load_stats
+from dit8.quant.calibrate import calibrate
+from dit8.quant.errors import UserError
 
 
 def run(tiny, pipeline, path, prompts=None, generate=None, **keys):

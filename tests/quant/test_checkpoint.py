@@ -4,14 +4,14 @@ import os
 import pytest
 import torch
 
-from models.ideogram4 import BRANCHES
-from quant.checkpoint import Origin, save_checkpoint
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.gguf_reader import GgufFile
-from quant.recipe_json import recipe_from_json
-from quant.safetensors_reader import SafetensorsFile
-from quant.source import MemorySource
+from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.checkpoint import Origin, save_checkpoint
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.gguf_reader import GgufFile
+from dit8.quant.recipe_json import recipe_from_json
+from dit8.quant.safetensors_reader import SafetensorsFile
+from dit8.quant.source import MemorySource
 
 DIFFUSERS = {
     f"{subfolder}/{name}"
@@ -188,7 +188,7 @@ def test_an_existing_folder_is_refused_before_any_work(tiny, tmp_path, monkeypat
     folder.mkdir()
     if content is not None:
         (folder / content).write_text("kept")
-    monkeypatch.setattr("quant.checkpoint.branch_entries", None)  # not even called
+    monkeypatch.setattr("dit8.quant.checkpoint.branch_entries", None)  # not even called
     with pytest.raises(UserError, match="x must not exist yet, got a folder; delete it or choose"):
         tiny.save(folder, format="bf16")
     assert [path.name for path in tmp_path.rglob("*")] == ["x", *([content] if content else [])]

@@ -3,16 +3,16 @@ import dataclasses
 import pytest
 import torch
 
-from quant.act_stats import absmax
-from quant.convert import branch_entries
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.int8 import quantize_weight
-from quant.recipe import resolve_recipe
-from quant.rotate import rotate
-from quant.smooth import column_absmax, fold_all, smoothing_scale, snap_power_of_two
-from quant.source import MemorySource, StoredWeight
-from quant.types import Recipe
+from dit8.quant.act_stats import absmax
+from dit8.quant.convert import branch_entries
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.int8 import quantize_weight
+from dit8.quant.recipe import resolve_recipe
+from dit8.quant.rotate import rotate
+from dit8.quant.smooth import column_absmax, fold_all, smoothing_scale, snap_power_of_two
+from dit8.quant.source import MemorySource, StoredWeight
+from dit8.quant.types import Recipe
 
 W1, W2, W3 = (f"layers.0.feed_forward.w{number}" for number in (1, 2, 3))
 BRANCH = "conditional"

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.formats import q4_k, q8_0
-from quant.gguf_header import FOREIGN_KINDS, KINDS
-from quant.gguf_reader import GgufFile
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.formats import q4_k, q8_0
+from dit8.quant.gguf_header import FOREIGN_KINDS, KINDS
+from dit8.quant.gguf_reader import GgufFile
+from dit8.quant.types import TensorSpec
 
 NEED_GGUF = "needs the extra: pip install -e .[gguf]"
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from quant import gguf_reader, gguf_writer
-from quant.errors import UserError
-from quant.formats import q4_k, q8_0
-from quant.gguf_header import CHECKSUMS
-from quant.gguf_reader import GgufFile
-from quant.gguf_writer import GgufTensor, write_gguf
-from quant.types import TensorSpec
+from dit8.quant import gguf_reader, gguf_writer
+from dit8.quant.errors import UserError
+from dit8.quant.formats import q4_k, q8_0
+from dit8.quant.gguf_header import CHECKSUMS
+from dit8.quant.gguf_reader import GgufFile
+from dit8.quant.gguf_writer import GgufTensor, write_gguf
+from dit8.quant.types import TensorSpec
 
 gguf = pytest.importorskip("gguf", reason="needs the extra: pip install -e .[gguf]")
 HEADER = {"dit8": json.dumps({"source_sha256": "ab" * 32})}

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from kernels.quant_rows import quant_rows
-from quant.errors import UserError
-from quant.int8 import (
+from dit8.kernels.quant_rows import quant_rows
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import (
     BLOCK_VALUES,
     dequantize,
     quantize_rows,

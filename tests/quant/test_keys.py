@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from quant import keys
-from quant.keys import content_key, file_sha256, files_sha256
+from dit8.quant import keys
+from dit8.quant.keys import content_key, file_sha256, files_sha256
 
 
 def test_content_key_ignores_order_of_keys_only():

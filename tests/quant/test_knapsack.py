@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from quant.errors import UserError
-from quant.knapsack import Choice, Item, Option, as_items, choose_schemes, explain, pareto
+from dit8.quant.errors import UserError
+from dit8.quant.knapsack import Choice, Item, Option, as_items, choose_schemes, explain, pareto
 
 
 def random_items(rng, groups, schemes, spread):

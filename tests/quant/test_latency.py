@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from quant.errors import UserError
-from quant.latency import (
+from dit8.quant.errors import UserError
+from dit8.quant.latency import (
     COLUMNS,
     SCHEMES,
     GemmTime,
@@ -12,7 +12,7 @@ from quant.latency import (
     load_latency,
     role_of,
 )
-from quant.types import Group, Scheme
+from dit8.quant.types import Group, Scheme
 
 HEADER = ",".join(COLUMNS)
 TABLE = Path(__file__).resolve().parents[2] / "conf" / "latency" / "h200.csv"

@@ -8,10 +8,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
-from models import flux, ideogram4
-from quant.errors import UserError
-from quant.lora import MergedSource, merged, read_lora, refuse_lora
-from quant.source import MemorySource, StoredWeight
+from dit8.models import flux, ideogram4
+from dit8.quant.errors import UserError
+from dit8.quant.lora import MergedSource, merged, read_lora, refuse_lora
+from dit8.quant.source import MemorySource, StoredWeight
 
 K, FFN, RANK = 24, 40, 3
 BRANCHES = ideogram4.BRANCHES

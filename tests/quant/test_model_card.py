@@ -6,10 +6,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml
 
-from models.pipeline import load_pipeline
-from quant.load import load_quantized
-from quant.model_card import EvaluationRow, ReleaseCard, ReleasedFile, render_card
-from quant.release_terms import BASES, IDEOGRAM4, MINI
+from dit8.models.pipeline import load_pipeline
+from dit8.quant.load import load_quantized
+from dit8.quant.model_card import EvaluationRow, ReleaseCard, ReleasedFile, render_card
+from dit8.quant.release_terms import BASES, IDEOGRAM4, MINI
 
 CARD = ReleaseCard(
     name="Ideogram 4 in W8A8",
@@ -90,7 +90,10 @@ def test_the_usage_runs_against_the_real_signatures(base, tmp_path, monkeypatch)
         saved = SimpleNamespace(save=lambda name: calls.setdefault("saved", name))
         return SimpleNamespace(images=[saved])
 
-    for name, function in (("models.pipeline", load_pipeline), ("quant.load", load_quantized)):
+    for name, function in (
+        ("dit8.models.pipeline", load_pipeline),
+        ("dit8.quant.load", load_quantized),
+    ):
         stub = ModuleType(name)
         setattr(stub, function.__name__, record(function.__name__, function))
         monkeypatch.setitem(sys.modules, name, stub)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from quant.errors import UserError
-from quant.moments import Moments, kurtosis, merge, recording_moments
+from dit8.quant.errors import UserError
+from dit8.quant.moments import Moments, kurtosis, merge, recording_moments
 
 
 def run(tiny, pipeline, prompts=None, **keys):

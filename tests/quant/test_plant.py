@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from quant.act_stats import absmax, channel_crest
-from quant.calibrate import calibrate
-from quant.errors import UserError
-from quant.plant import plant_outliers
+from dit8.quant.act_stats import absmax, channel_crest
+from dit8.quant.calibrate import calibrate
+from dit8.quant.errors import UserError
+from dit8.quant.plant import plant_outliers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,11 +3,11 @@ import json
 
 import pytest
 
-from quant.act_stats import channel_crest
-from quant.errors import UserError
-from quant.recipe import quantized_linears, resolve_recipe, scheme_for
-from quant.recipe_json import recipe_from_json, recipe_to_json
-from quant.types import Group, Recipe, Scheme
+from dit8.quant.act_stats import channel_crest
+from dit8.quant.errors import UserError
+from dit8.quant.recipe import quantized_linears, resolve_recipe, scheme_for
+from dit8.quant.recipe_json import recipe_from_json, recipe_to_json
+from dit8.quant.types import Group, Recipe, Scheme
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from models.hub import REPOSITORIES
-from quant import release
-from quant.errors import UserError
-from quant.model_card import ReleaseCard
-from quant.release import find_licence, write_release
-from quant.release_terms import IDEOGRAM4, MINI, base_of
+from dit8.models.hub import REPOSITORIES
+from dit8.quant import release
+from dit8.quant.errors import UserError
+from dit8.quant.model_card import ReleaseCard
+from dit8.quant.release import find_licence, write_release
+from dit8.quant.release_terms import IDEOGRAM4, MINI, base_of
 
 CARD = ReleaseCard(
     name="Ideogram 4 in W8A8",

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from quant.errors import UserError
-from quant.replay import IMAGE, record_inputs, velocities
+from dit8.quant.errors import UserError
+from dit8.quant.replay import IMAGE, record_inputs, velocities
 
 
 def record(tiny, pipeline, prompts=None, steps=None, padding=0, **keys):

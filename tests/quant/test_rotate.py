@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.rotate import _build, check_group, is_group, largest_group, regular_hadamard, rotate
+from dit8.quant.errors import UserError
+from dit8.quant.rotate import _build, check_group, is_group, largest_group, regular_hadamard, rotate
 
 CPU = torch.device("cpu")
 GROUPS = (4, 16, 64, 256)

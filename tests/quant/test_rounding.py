@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.rounding import round_linears, round_weight
+from dit8.quant.errors import UserError
+from dit8.quant.rounding import round_linears, round_weight
 
 
 def test_rounding_follows_the_equation_half_to_even():

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quant.errors import UserError
-from quant.safetensors_header import DTYPES
-from quant.safetensors_reader import PIECE_BYTES, SafetensorsFile
-from quant.safetensors_writer import SafetensorsWriter
-from quant.tensor_file import write_tensors
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.safetensors_header import DTYPES
+from dit8.quant.safetensors_reader import PIECE_BYTES, SafetensorsFile
+from dit8.quant.safetensors_writer import SafetensorsWriter
+from dit8.quant.tensor_file import write_tensors
+from dit8.quant.types import TensorSpec
 
 
 def bits(tensor):

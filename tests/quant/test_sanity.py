@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.int8 import quantize_weight
-from quant.linear import Int8Linear
-from quant.sanity import check_effective_weight
-from quant.smooth import smoothing_scale
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import quantize_weight
+from dit8.quant.linear import Int8Linear
+from dit8.quant.sanity import check_effective_weight
+from dit8.quant.smooth import smoothing_scale
 
 N, K = 64, 256
 

@@ -1,11 +1,17 @@
 import pytest
 import torch
 
-from quant.act_stats import absmax
-from quant.errors import UserError
-from quant.smooth import column_absmax, fold_all, fold_scale, smoothing_scale, snap_power_of_two
-from quant.source import StoredWeight
-from quant.types import Group
+from dit8.quant.act_stats import absmax
+from dit8.quant.errors import UserError
+from dit8.quant.smooth import (
+    column_absmax,
+    fold_all,
+    fold_scale,
+    smoothing_scale,
+    snap_power_of_two,
+)
+from dit8.quant.source import StoredWeight
+from dit8.quant.types import Group
 
 
 def foldable(tiny):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.ideogram4 import BRANCHES
-from quant.errors import UserError
-from quant.safetensors_writer import SafetensorsWriter
-from quant.stored import checkpoint_files, open_checkpoint, read_header
-from quant.types import TensorSpec
+from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.errors import UserError
+from dit8.quant.safetensors_writer import SafetensorsWriter
+from dit8.quant.stored import checkpoint_files, open_checkpoint, read_header
+from dit8.quant.types import TensorSpec
 
 QKV = "layers.0.attention.qkv"
 

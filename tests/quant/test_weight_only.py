@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quant.formats import fp8, nf4
-from quant.weight_only import WeightOnlyLinear
+from dit8.quant.formats import fp8, nf4
+from dit8.quant.weight_only import WeightOnlyLinear
 
 N, K = 24, 128
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from models.mini import TOY, build_pipeline, save_pipeline
+from dit8.models.mini import TOY, build_pipeline, save_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120  # no script of these tests takes a tenth of it; a hang fails instead of waiting
@@ -174,7 +174,7 @@ def run_here() -> Callable[..., Ended]:
     def run(script: str, *arguments: str) -> Ended:
         path = ROOT / "scripts" / f"{script}.py"
         out, err, code = io.StringIO(), io.StringIO(), 0
-        argv, handler, search = sys.argv, signal.getsignal(signal.SIGTERM), list(sys.path)
+        argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
         try:
             sys.argv = [str(path), *arguments]
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -182,7 +182,7 @@ def run_here() -> Callable[..., Ended]:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:
-            sys.argv, sys.path[:] = argv, search
+            sys.argv = argv
             signal.signal(signal.SIGTERM, handler)
             os.environ.pop("HYDRA_FULL_ERROR", None)
             GlobalHydra.instance().clear()

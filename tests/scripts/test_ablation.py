@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from eval.ablation import ALPHAS, CELLS, REFERENCE, SCORERS
-from eval.ledger import SCORES as LEDGER
-from eval.ledger import upsert
-from scripts import ablation, ablation_run, job_queue
-from scripts.ablation_run import Options, evaluate_command, measure, quantize_command
-from scripts.cli import compose
-from scripts.job_queue import Ended
+from dit8.eval.ablation import ALPHAS, CELLS, REFERENCE, SCORERS
+from dit8.eval.ledger import SCORES as LEDGER
+from dit8.eval.ledger import upsert
+from dit8.scripts import ablation, ablation_run, job_queue
+from dit8.scripts.ablation_run import Options, evaluate_command, measure, quantize_command
+from dit8.scripts.cli import compose
+from dit8.scripts.job_queue import Ended
 
 CAPTIONS = 5
 NAMED = {cell.name: cell for cell in (REFERENCE, *CELLS)}

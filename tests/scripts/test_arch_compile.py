@@ -8,8 +8,8 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from kernels.int8_gemm_triton import Config, launch  # noqa: E402
-from scripts.arch_compile import (  # noqa: E402
+from dit8.kernels.int8_gemm_triton import Config, launch  # noqa: E402
+from dit8.scripts.arch_compile import (  # noqa: E402
     Usage,
     call_by_name,
     compiling_for,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant.formats.table import FORMATS
-from scripts import conversion, stages
-from scripts.cli import compose
+from dit8.quant.formats.table import FORMATS
+from dit8.scripts import conversion, stages
+from dit8.scripts.cli import compose
 
 W8A8 = FORMATS["w8a8"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.architectures import architecture_of
+from dit8.models.architectures import architecture_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -15,12 +15,11 @@ GIB = 1 << 30
 LOAD = """
 import json, sys
 from types import SimpleNamespace
-sys.path.insert(0, sys.argv[1])
-import models  # before diffusers: mends torchvision beside a CPU torch
+import dit8.models  # before diffusers: mends torchvision beside a CPU torch
 from accelerate import init_empty_weights
 from diffusers import Ideogram4Transformer2DModel
-from quant.load import load_quantized
-from scripts.stages import peak_rss_bytes
+from dit8.quant.load import load_quantized
+from dit8.scripts.stages import peak_rss_bytes
 
 class Ideogram4Pipeline(SimpleNamespace):
     pass

@@ -8,14 +8,14 @@ from itertools import count
 import pytest
 import torch
 
-from eval.gemm_rows import CALLS, GEMM, MODES, PATHS, STEP_M
-from eval.ledger import read_table
-from quant.errors import UserError
-from scripts import bench_gemm, gemm_grid
-from scripts.bench_gemm import Plan, bench, make_plan
-from scripts.gemm_grid import Machine, NotMeasured, attempt
-from scripts.gemm_paths import OWN, Declined, GemmPath
-from scripts.gemm_peers import SGL_LIBRARY
+from dit8.eval.gemm_rows import CALLS, GEMM, MODES, PATHS, STEP_M
+from dit8.eval.ledger import read_table
+from dit8.quant.errors import UserError
+from dit8.scripts import bench_gemm, gemm_grid
+from dit8.scripts.bench_gemm import Plan, bench, make_plan
+from dit8.scripts.gemm_grid import Machine, NotMeasured, attempt
+from dit8.scripts.gemm_paths import OWN, Declined, GemmPath
+from dit8.scripts.gemm_peers import SGL_LIBRARY
 
 TINY = dict(zip(CALLS, ((48, 64), (32, 64), (80, 64), (32, 160)), strict=True))
 OURS = tuple(path.name for path in OWN)

@@ -4,13 +4,13 @@ import pandas as pd
 import pytest
 import torch
 
-from quant.errors import UserError
-from scripts import bench_model, model_run, run_identity
-from scripts.bench_model import bench, make_plan
-from scripts.kernel_components import COMPONENTS, PROFILED_STEPS, WARM_STEPS
-from scripts.model_paths import Drawing
-from scripts.model_rows import MODEL
-from scripts.model_run import Machine, Plan
+from dit8.quant.errors import UserError
+from dit8.scripts import bench_model, model_run, run_identity
+from dit8.scripts.bench_model import bench, make_plan
+from dit8.scripts.kernel_components import COMPONENTS, PROFILED_STEPS, WARM_STEPS
+from dit8.scripts.model_paths import Drawing
+from dit8.scripts.model_rows import MODEL
+from dit8.scripts.model_run import Machine, Plan
 
 CPU = torch.device("cpu")
 

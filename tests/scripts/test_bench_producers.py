@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from quant.errors import UserError
-from scripts import bench_producers as module
-from scripts import producer_cases
-from scripts.bench_producers import LAYOUT, choose_cases
-from scripts.producer_cases import DECODERS, FAMILIES
+from dit8.quant.errors import UserError
+from dit8.scripts import bench_producers as module
+from dit8.scripts import producer_cases
+from dit8.scripts.bench_producers import LAYOUT, choose_cases
+from dit8.scripts.producer_cases import DECODERS, FAMILIES
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 

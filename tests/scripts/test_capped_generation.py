@@ -3,10 +3,10 @@ import subprocess
 import pytest
 import torch
 
-from models import engine
-from quant.errors import UserError
-from scripts import capped_generation
-from scripts.capped_generation import (
+from dit8.models import engine
+from dit8.quant.errors import UserError
+from dit8.scripts import capped_generation
+from dit8.scripts.capped_generation import (
     Gauge,
     build_text_encoder,
     build_vae,

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.cell import prepare, recipe_label
-from scripts.cli import ROOT, compose, recipe_config
+from dit8.scripts.cell import prepare, recipe_label
+from dit8.scripts.cli import ROOT, compose, recipe_config
 
 RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
 

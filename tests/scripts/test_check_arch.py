@@ -15,12 +15,12 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 import triton  # noqa: E402
 from triton.compiler.errors import CompilationError  # noqa: E402
 
-from kernels.shipped import MEASURED  # noqa: E402
-from quant.errors import UserError  # noqa: E402
-from scripts import arch_kernels, check_arch  # noqa: E402
-from scripts.arch_compile import SHARED_KIB  # noqa: E402
-from scripts.arch_kernels import KERNELS, list_cases, measure, tile_name  # noqa: E402
-from scripts.check_arch import broken, merge, render, select  # noqa: E402
+from dit8.kernels.shipped import MEASURED  # noqa: E402
+from dit8.quant.errors import UserError  # noqa: E402
+from dit8.scripts import arch_kernels, check_arch  # noqa: E402
+from dit8.scripts.arch_compile import SHARED_KIB  # noqa: E402
+from dit8.scripts.arch_kernels import KERNELS, list_cases, measure, tile_name  # noqa: E402
+from dit8.scripts.check_arch import broken, merge, render, select  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {
@@ -270,6 +270,6 @@ def test_the_committed_rows_are_complete_and_unbroken(version):
 
 
 def test_a_tile_is_one_word():
-    from kernels.int8_gemm_triton import Config
+    from dit8.kernels.int8_gemm_triton import Config
 
     assert tile_name(Config(128, 256, 64, 8, 4, 3)) == "128x256x64-g8-w4-s3"

@@ -4,13 +4,13 @@ import math
 import pytest
 import torch
 
-from models.engine import EngineBranch
-from models.random_ideogram4 import build_random
-from quant.errors import UserError
-from quant.linear import Int8Linear
-from scripts import check_model as check_module
-from scripts.check_model import check_model, error_of, unfused
-from scripts.random_variants import make_branches
+from dit8.models.engine import EngineBranch
+from dit8.models.random_ideogram4 import build_random
+from dit8.quant.errors import UserError
+from dit8.quant.linear import Int8Linear
+from dit8.scripts import check_model as check_module
+from dit8.scripts.check_model import check_model, error_of, unfused
+from dit8.scripts.random_variants import make_branches
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_bitsandbytes_is_quiet_before_a_script_imports_diffusers():
     code = (
-        "import logging, sys; from scripts import cli; assert 'diffusers' not in sys.modules; "
+        "import logging, sys; from dit8.scripts import cli; assert 'diffusers' not in sys.modules; "
         "print(logging.getLogger('bitsandbytes.backends.cpu.ops').level == logging.ERROR)"
     )
     done = subprocess.run(
@@ -22,7 +22,7 @@ def test_bitsandbytes_is_quiet_before_a_script_imports_diffusers():
 @pytest.mark.parametrize("end", ["", "; raise SystemExit(0)"], ids=["plain", "as --help ends"])
 def test_a_reader_that_goes_ends_a_script_without_a_word(size, end):
     code = (
-        "import time; from scripts.cli import one_sentence\n"
+        "import time; from dit8.scripts.cli import one_sentence\n"
         f"with one_sentence('x'): time.sleep(0.5); print('a' * {size}){end}"
     )
     started = subprocess.Popen(
@@ -35,7 +35,7 @@ def test_a_reader_that_goes_ends_a_script_without_a_word(size, end):
 
 def test_a_broken_pipe_to_a_process_is_a_bug():
     code = (
-        "from scripts.cli import one_sentence\n"
+        "from dit8.scripts.cli import one_sentence\n"
         "with one_sentence('x'): raise BrokenPipeError('of a worker')"
     )
     done = subprocess.run(

@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.ledger import SCORES, upsert
-from eval.stats import paired_interval
-from quant.errors import UserError
-from scripts.compare import compare
+from dit8.eval.ledger import SCORES, upsert
+from dit8.eval.stats import paired_interval
+from dit8.quant.errors import UserError
+from dit8.scripts.compare import compare
 
 
 def rows_for(variant, values, scorer="psnr", run=None):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.ideogram4 import BRANCHES, architecture, branch_modules
-from models.pipeline import load_pipeline
-from quant.errors import UserError
-from quant.formats.table import FORMATS
-from quant.load import load_quantized
-from scripts.cli import ROOT
+from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.models.pipeline import load_pipeline
+from dit8.quant.errors import UserError
+from dit8.quant.formats.table import FORMATS
+from dit8.quant.load import load_quantized
+from dit8.scripts.cli import ROOT
 
 CPU = torch.device("cpu")
 DESCRIBED = architecture(2)  # of the tiny model
@@ -135,8 +135,8 @@ def test_auto_measures_once_and_spends_what_it_is_given(place, run_here, monkeyp
     def refuse(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("scripts.stages.load_pipeline", refuse)
-    monkeypatch.setattr("scripts.auto_recipe.load_pipeline", refuse)
+    monkeypatch.setattr("dit8.scripts.stages.load_pipeline", refuse)
+    monkeypatch.setattr("dit8.scripts.auto_recipe.load_pipeline", refuse)
     # with enough time nothing is quantized but what no picture can show: text without a prompt
     assert set(make("recipe.latency=100")) <= {"unconditional/llm_cond_proj"}
     assert damage.stat().st_mtime_ns == before

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.coverage import simulate
-from eval.coverage_cases import INTERVAL, TOST, Case, cases
-from eval.coverage_table import PLAIN, render_csv
+from dit8.eval.coverage import simulate
+from dit8.eval.coverage_cases import INTERVAL, TOST, Case, cases
+from dit8.eval.coverage_table import PLAIN, render_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "results" / "tables"

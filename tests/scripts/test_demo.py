@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.demo import demo
+from dit8.scripts.demo import demo
 
 
 def test_demo_writes_table_and_grid_and_draws_once(place, monkeypatch, capsys):
@@ -28,7 +28,7 @@ def test_demo_writes_table_and_grid_and_draws_once(place, monkeypatch, capsys):
     def refuse(*_, **__):
         raise AssertionError("a picture was drawn again")
 
-    monkeypatch.setattr("models.generate.denoise", refuse)
+    monkeypatch.setattr("dit8.models.generate.denoise", refuse)
     again = demo(4, str(target), options)
     assert again["runs"] == document["runs"]
     assert (target / "table.md").read_text() == table

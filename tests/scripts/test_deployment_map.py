@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import deployment_map
+from dit8.scripts import deployment_map
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("deployment_map.md", "deployment_map.csv")

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from scripts import ablation, bench_model, limits
-from scripts.cli import ROOT, compose
-from scripts.table_request import read_words
+from dit8.scripts import ablation, bench_model, limits
+from dit8.scripts.cli import ROOT, compose
+from dit8.scripts.table_request import read_words
 
 OWN, COMMITTED = ROOT / "outputs" / "results", ROOT / "results"
 # script -> its option, and the arguments that it must have
@@ -107,7 +107,7 @@ def test_others_write_below_outputs(parse):
 
 
 def test_the_demo_and_the_models_benchmark_write_below_outputs(monkeypatch):
-    demo = importlib.import_module("scripts.demo")
+    demo = importlib.import_module("dit8.scripts.demo")
     asked = []
     monkeypatch.setattr(demo, "demo", lambda captions, folder: asked.append(folder))
     monkeypatch.setattr("sys.argv", ["demo.py", "3"])

@@ -11,12 +11,12 @@ from diffusers import Ideogram4Pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from eval.runs import read_run
-from models.generate import METADATA_KEY
-from models.ideogram4 import BRANCHES
-from quant.errors import UserError
-from scripts.cli import ROOT, compose
-from scripts.evaluation import evaluate, prepare
+from dit8.eval.runs import read_run
+from dit8.models.generate import METADATA_KEY
+from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.errors import UserError
+from dit8.scripts.cli import ROOT, compose
+from dit8.scripts.evaluation import evaluate, prepare
 
 VARIANTS = ("int8", "bf16", "fused_int8")  # in the order drawn
 ABSOLUTE = {"ocr_exact", "ocr_ned", "ocr_strict", "seconds"}
@@ -169,7 +169,7 @@ def test_a_scorer_that_cannot_run_or_fails_is_named_and_the_sweep_goes_on(
     def refuse(*_):
         raise UserError("ssim: out of order; mend it")
 
-    monkeypatch.setattr("eval.scorers.ssim.ssim", refuse)
+    monkeypatch.setattr("dit8.eval.scorers.ssim.ssim", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     options = [*drawn.place.evaluation, f"results={tmp_path / 'r'}", "scorers=[lpips,ssim,psnr]"]
     ended = run_here("evaluate", "-m", *options, "variant=int8,fused_int8")

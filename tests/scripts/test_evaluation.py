@@ -2,12 +2,12 @@
 
 import threading
 
-from eval.ledger import locked
-from scripts import evaluate as script
-from scripts import evaluation
-from scripts.cli import compose
-from scripts.evaluation import prepare
-from scripts.sweep import DONE, CellRecord
+from dit8.eval.ledger import locked
+from dit8.scripts import evaluate as script
+from dit8.scripts import evaluation
+from dit8.scripts.cli import compose
+from dit8.scripts.evaluation import prepare
+from dit8.scripts.sweep import DONE, CellRecord
 
 
 def test_who_waits_to_score_finds_the_scores(drawn, monkeypatch):

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-import eval.expand_endpoint
-from eval.caption_check import deviations
-from eval.prompts import load_prompts
-from quant.errors import UserError
+from dit8.eval.caption_check import deviations
+from dit8.eval.prompts import load_prompts
+from dit8.quant.errors import UserError
 
 CAPTION = (
     '{"compositional_deconstruction":{"background":"é","elements":[{"type":"obj","desc":""}]}}'

@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from eval.fragility import COLUMNS
+from dit8.eval.fragility import COLUMNS
 
 
 @pytest.fixture

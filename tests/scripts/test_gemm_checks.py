@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from quant.errors import UserError
-from scripts import gemm_checks
-from scripts.gemm_checks import CLOSE, Checker, check_close, check_epilogue, poisoned
-from scripts.gemm_paths import OWN, Declined, draw_operands, int_sums, scale_sums
+from dit8.quant.errors import UserError
+from dit8.scripts import gemm_checks
+from dit8.scripts.gemm_checks import CLOSE, Checker, check_close, check_epilogue, poisoned
+from dit8.scripts.gemm_paths import OWN, Declined, draw_operands, int_sums, scale_sums
 
 PATHS = {path.name: path for path in OWN}
 

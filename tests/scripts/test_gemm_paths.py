@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from eval.gemm_rows import PATHS
-from kernels.int8_gemm import accumulate
-from quant.int8 import quantize_weight
-from quant.linear import Int8Linear
-from scripts.gemm_paths import OWN, Declined, draw_operands, fp8_rows, int_sums
+from dit8.eval.gemm_rows import PATHS
+from dit8.kernels.int8_gemm import accumulate
+from dit8.quant.int8 import quantize_weight
+from dit8.quant.linear import Int8Linear
+from dit8.scripts.gemm_paths import OWN, Declined, draw_operands, fp8_rows, int_sums
 
 BUILD = {path.name: path.build for path in OWN}
 CPU = torch.device("cpu")

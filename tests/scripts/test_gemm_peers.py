@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from eval.gemm_rows import PATHS
-from scripts import gemm_peers
-from scripts.gemm_paths import Declined, draw_operands
-from scripts.gemm_peers import PEERS, SGL_LIBRARY, first_line
+from dit8.eval.gemm_rows import PATHS
+from dit8.scripts import gemm_peers
+from dit8.scripts.gemm_paths import Declined, draw_operands
+from dit8.scripts.gemm_peers import PEERS, SGL_LIBRARY, first_line
 
 PEER = {path.name: path for path in PEERS}
 CACHED = (
@@ -119,7 +119,7 @@ def test_one_line_of_an_error():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PEER)
 def test_a_peer_that_is_here_computes_the_product(name):
-    from scripts.gemm_checks import Checker
+    from dit8.scripts.gemm_checks import Checker
 
     path = PEER[name]
     try:

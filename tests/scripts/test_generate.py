@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.caption_check import deviations
-from eval.expand_poster import PosterExpander
+from dit8.eval.caption_check import deviations
+from dit8.eval.expand_poster import PosterExpander
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = "a navy poster with the text FRESH BREAD in white, and a yellow circle"

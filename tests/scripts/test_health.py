@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from quant.errors import UserError
-from scripts.health import (
+from dit8.quant.errors import UserError
+from dit8.scripts.health import (
     EXPECTED,
     FRACTION,
     check_health,

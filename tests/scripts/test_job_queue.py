@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from scripts import job_queue
-from scripts.job_queue import Ended, Process, Task, run_all
+from dit8.scripts import job_queue
+from dit8.scripts.job_queue import Ended, Process, Task, run_all
 
 
 def python(label: str, code: str) -> Task:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scripts.kernel_components import (
+from dit8.scripts.kernel_components import (
     COMPONENTS,
     PROFILED_STEPS,
     WARM_STEPS,

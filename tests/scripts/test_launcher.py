@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from conf.schema import register
-from scripts.cli import CONF, ROOT
+from dit8.conf.schema import register
+from dit8.scripts.cli import CONF, ROOT
 
 pytest.importorskip("submitit", reason="needs the extra slurm: hydra-submitit-launcher")
 
@@ -21,18 +21,17 @@ LAUNCHER = "hydra/launcher=submitit_local"
 
 DEADLY = """
 import os, signal, sys, time
-sys.path.insert(0, {root!r})
 from submitit import Job
-from scripts.cli import hydra_main
+from dit8.scripts.cli import hydra_main
 
 Job._results_timeout_s = 1  # so long it looks for the result of a job that is dead
 
-@hydra_main("evaluate", lambda records: {{"finished": [record.status for record in records]}})
+@hydra_main("evaluate", lambda records: {"finished": [record.status for record in records]})
 def main(config):
     if config.n == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(6)
-    return {{"n": config.n}}
+    return {"n": config.n}
 
 main()
 """
@@ -42,7 +41,7 @@ main()
 def test_a_job_that_is_killed_takes_no_other_with_it(tmp_path):
     """The second job still runs when the first is dead: its result is waited for."""
     script = tmp_path / "deadly.py"
-    script.write_text(DEADLY.format(root=str(ROOT)), encoding="utf-8")
+    script.write_text(DEADLY, encoding="utf-8")
     ended = subprocess.run(
         [sys.executable, script.name, "-m", "n=3,4", LAUNCHER],
         cwd=tmp_path,

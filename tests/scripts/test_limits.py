@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.ledger import SCORES, upsert
-from eval.limits import DISTANCES, JUDGES, REFERENCE, SETTINGS, VARIANTS
-from quant.errors import UserError
-from scripts import limits
-from scripts.cli import ROOT, compose
-from scripts.limits import commands, measure, parse
+from dit8.eval.ledger import SCORES, upsert
+from dit8.eval.limits import DISTANCES, JUDGES, REFERENCE, SETTINGS, VARIANTS
+from dit8.quant.errors import UserError
+from dit8.scripts import limits
+from dit8.scripts.cli import ROOT, compose
+from dit8.scripts.limits import commands, measure, parse
 
 
 def keep(folder, setting, variant, *, n=4):

@@ -3,14 +3,14 @@ import contextlib
 import pytest
 import torch
 
-from eval.records import Prompt
-from models.generate import denoise
-from models.random_ideogram4 import build_random
-from models.sampling import Clock
-from quant.errors import UserError
-from quant.int8 import relative_error
-from scripts import model_paths
-from scripts.model_paths import STOCK_SLOTS, open_path, sampler_at
+from dit8.eval.records import Prompt
+from dit8.models.generate import denoise
+from dit8.models.random_ideogram4 import build_random
+from dit8.models.sampling import Clock
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import relative_error
+from dit8.scripts import model_paths
+from dit8.scripts.model_paths import STOCK_SLOTS, open_path, sampler_at
 
 CPU = torch.device("cpu")
 TOKENS, SIZE_PX, STEPS = 5, 48, 4

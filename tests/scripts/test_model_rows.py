@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from eval.ledger import upsert
-from scripts import model_speed_table
-from scripts.model_paths import Drawing
-from scripts.model_rows import MODEL, bytes_row, component_rows, t_interval, time_rows
-from scripts.model_speed_table import model_table
+from dit8.eval.ledger import upsert
+from dit8.scripts import model_speed_table
+from dit8.scripts.model_paths import Drawing
+from dit8.scripts.model_rows import MODEL, bytes_row, component_rows, t_interval, time_rows
+from dit8.scripts.model_speed_table import model_table
 
 SHARED = {
     **{"run_id": "r1", "gpu": "card", "versions": "torch 2", "commit": "abc"},

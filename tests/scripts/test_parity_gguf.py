@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.formats import q4_k, q8_0
-from scripts import parity_gguf
-from scripts.parity_gguf import build, compare, matrices
+from dit8.quant.errors import UserError
+from dit8.quant.formats import q4_k, q8_0
+from dit8.scripts import parity_gguf
+from dit8.scripts.parity_gguf import build, compare, matrices
 
 WEIGHT = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
 

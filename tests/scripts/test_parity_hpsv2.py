@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
-from quant.errors import UserError
-from scripts import parity_hpsv2
-from scripts.parity_hpsv2 import LARGEST, check, make_environment
+from dit8.quant.errors import UserError
+from dit8.scripts import parity_hpsv2
+from dit8.scripts.parity_hpsv2 import LARGEST, check, make_environment
 
 
 def test_an_environment_that_is_complete_is_not_made_again(tmp_path, monkeypatch):

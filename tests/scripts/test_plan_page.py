@@ -2,9 +2,9 @@
 
 import pytest
 
-from quant.errors import UserError
-from scripts import plan_page
-from scripts.plan_page import PAGE, fill, make_plans
+from dit8.quant.errors import UserError
+from dit8.scripts import plan_page
+from dit8.scripts.plan_page import PAGE, fill, make_plans
 
 
 def test_the_page_is_what_the_plans_print():

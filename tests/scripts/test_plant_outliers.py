@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eval.ledger import locked
-from models.planted import plant_model
-from quant.act_stats import load_stats
-from scripts.cli import compose
-from scripts.stages import open_model
+from dit8.eval.ledger import locked
+from dit8.models.planted import plant_model
+from dit8.quant.act_stats import load_stats
+from dit8.scripts.cli import compose
+from dit8.scripts.stages import open_model
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from eval.ledger import locked
-from models.ideogram4 import BRANCHES
-from quant.act_stats import load_stats
-from quant.formats.table import FORMATS
-from scripts import conversion, stages
-from scripts.cli import compose
-from scripts.conversion import checkpoint_path
+from dit8.eval.ledger import locked
+from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.act_stats import load_stats
+from dit8.quant.formats.table import FORMATS
+from dit8.scripts import conversion, stages
+from dit8.scripts.cli import compose
+from dit8.scripts.conversion import checkpoint_path
 
 KEYS = {
     "checkpoint", "format", "recipe", "linears", "protected", "bytes", "seconds", "peak_rss_bytes",

@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 
-from models.random_ideogram4 import build_random
-from quant.errors import UserError
-from quant.int8 import dequantize, relative_error
-from quant.linear import Int8Linear
-from quant.rotate import rotate
-from quant.weight_only import WeightOnlyLinear
-from scripts.random_variants import (
+from dit8.models.random_ideogram4 import build_random
+from dit8.quant.errors import UserError
+from dit8.quant.int8 import dequantize, relative_error
+from dit8.quant.linear import Int8Linear
+from dit8.quant.rotate import rotate
+from dit8.quant.weight_only import WeightOnlyLinear
+from dit8.scripts.random_variants import (
     VARIANTS,
     make_branches,
     quantized_linears,

@@ -5,9 +5,9 @@ import types
 
 import pytest
 
-from eval.reproduce.tables import build_tables
-from scripts import reproduce
-from scripts.cli import ROOT
+from dit8.eval.reproduce.tables import build_tables
+from dit8.scripts import reproduce
+from dit8.scripts.cli import ROOT
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_an_unknown_table_is_one_sentence(results, monkeypatch, capsys):
 
 
 def test_run_hands_its_words_on(monkeypatch, capsys):
-    module = types.ModuleType("scripts.table_runs")
+    module = types.ModuleType("dit8.scripts.table_runs")
     module.run_table = lambda words: {"words": words}
-    monkeypatch.setitem(sys.modules, "scripts.table_runs", module)
+    monkeypatch.setitem(sys.modules, "dit8.scripts.table_runs", module)
     run(monkeypatch, "--run", "table=5", "model=mini")
     assert json.loads(capsys.readouterr().out) == {"words": ["table=5", "model=mini"]}
 

@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from quant.errors import UserError
-from scripts import run_identity
-from scripts.run_identity import identify, make_run_id
+from dit8.quant.errors import UserError
+from dit8.scripts import run_identity
+from dit8.scripts.run_identity import identify, make_run_id
 
 START = datetime.datetime(2026, 11, 21, 7, 31, 5, tzinfo=datetime.UTC)
 

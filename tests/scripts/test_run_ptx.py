@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from kernels.quant_rows import quant_rows_reference  # noqa: E402
-from kernels.shipped import configs_for  # noqa: E402
-from scripts import run_ptx  # noqa: E402
-from scripts.arch_compile import Build  # noqa: E402
-from scripts.arch_kernels import tile_name  # noqa: E402
-from scripts.run_ptx import (  # noqa: E402
+from dit8.kernels.quant_rows import quant_rows_reference  # noqa: E402
+from dit8.kernels.shipped import configs_for  # noqa: E402
+from dit8.scripts import run_ptx  # noqa: E402
+from dit8.scripts.arch_compile import Build  # noqa: E402
+from dit8.scripts.arch_kernels import tile_name  # noqa: E402
+from dit8.scripts.run_ptx import (  # noqa: E402
     RAGGED,
     gemm_trials,
     load_ptx,

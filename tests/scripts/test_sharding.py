@@ -1,8 +1,8 @@
 import pytest
 
-from eval.records import Prompt
-from quant.errors import UserError
-from scripts.sharding import WHOLE, Shard, parse_shard
+from dit8.eval.records import Prompt
+from dit8.quant.errors import UserError
+from dit8.scripts.sharding import WHOLE, Shard, parse_shard
 
 PROMPTS = [Prompt(f"p{i}", "{}", (), 0) for i in range(11)]
 

@@ -1,10 +1,10 @@
 import pytest
 
-from eval.gemm_rows import CALLS, GEMM, PATHS, SHAPES, STEP_M, make_row
-from eval.ledger import upsert
-from scripts import speed_tables
-from scripts.cli import ROOT
-from scripts.speed_tables import gemm_table, write_table
+from dit8.eval.gemm_rows import CALLS, GEMM, PATHS, SHAPES, STEP_M, make_row
+from dit8.eval.ledger import upsert
+from dit8.scripts import speed_tables
+from dit8.scripts.cli import ROOT
+from dit8.scripts.speed_tables import gemm_table, write_table
 
 
 def row(path, shape, m, mode, ms, run="r1", gpu="card"):

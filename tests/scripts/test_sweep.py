@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from conf.schema import register
-from quant.errors import UserError
-from scripts.cli import ROOT, compose, mistake, run_all
-from scripts.evaluation import evaluate, prepare
-from scripts.sweep import (
+from dit8.conf.schema import register
+from dit8.quant.errors import UserError
+from dit8.scripts.cli import ROOT, compose, mistake, run_all
+from dit8.scripts.evaluation import evaluate, prepare
+from dit8.scripts.sweep import (
     DONE,
     FAILED,
     INCOMPLETE,
@@ -69,7 +69,7 @@ def test_a_launcher_that_is_not_installed_is_named(monkeypatch, has_other_plugin
         if not has_other_plugins:  # what importlib raises for a submodule of an absent package
             raise ModuleNotFoundError("No module named 'hydra_plugins'")
 
-    monkeypatch.setattr("scripts.sweep.find_spec", find_spec)
+    monkeypatch.setattr("dit8.scripts.sweep.find_spec", find_spec)
     assert plan("variant=bf16,int8").is_here
     with pytest.raises(UserError, match="launcher=submitit_slurm needs .* install the extra slurm"):
         plan("variant=bf16,int8", "hydra/launcher=submitit_slurm")
@@ -173,7 +173,7 @@ def test_a_cell_without_a_record_has_failed(sweep):
 
 
 def test_cells_of_other_processes_are_told_as_they_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("scripts.sweep.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("dit8.scripts.sweep.LOOK_SECONDS", 0.01)
     sweep = Sweep("evaluate", ("a=1", "a=2"), tmp_path / "cells", False)
     with Narrator(sweep):
         sweep.run_cell(1, Config, lambda config: None, mistake)
@@ -212,7 +212,7 @@ def test_records_that_cannot_be_kept_are_one_sentence(
 ):
     (tmp_path / "file").write_text("")
     sweep = Sweep("evaluate", ("n=3",), tmp_path / "file" / "cells", True)
-    monkeypatch.setattr("scripts.cli.plan_sweep", lambda *_: sweep)
+    monkeypatch.setattr("dit8.scripts.cli.plan_sweep", lambda *_: sweep)
     ended = run_here("evaluate", "-m", "n=3")
     one_sentence(ended, "evaluate", "cannot write .*file.cells: Not a directory; choose a folder")
 

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.gpus import load_peaks
-from eval.ledger import SCORES, read_table
-from eval.reproduce.step import Machine, Need, Part, Step
-from quant.errors import UserError
-from scripts import table_request, table_runs
-from scripts.cli import compose
-from scripts.table_request import peaks_path, read_words, this_machine
-from scripts.table_runs import carry_out, check_disk, missing, run_step, run_table, there
+from dit8.eval.gpus import load_peaks
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.reproduce.step import Machine, Need, Part, Step
+from dit8.quant.errors import UserError
+from dit8.scripts import table_request, table_runs
+from dit8.scripts.cli import compose
+from dit8.scripts.table_request import peaks_path, read_words, this_machine
+from dit8.scripts.table_runs import carry_out, check_disk, missing, run_step, run_table, there
 
 GPUS = load_peaks(peaks_path())
 SMALL = ["table=5", "model=mini", "hardware=cpu", "n=3"]

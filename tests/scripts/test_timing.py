@@ -10,10 +10,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eval.gemm_rows import PATHS
-from scripts.gemm_grid import Machine, measure_linear
-from scripts.gemm_paths import OWN
-from scripts.timing import (
+from dit8.eval.gemm_rows import PATHS
+from dit8.scripts.gemm_grid import Machine, measure_linear
+from dit8.scripts.gemm_paths import OWN
+from dit8.scripts.timing import (
     MOST_CALLS,
     Percentiles,
     copies_for,

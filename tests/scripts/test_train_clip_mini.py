@@ -10,16 +10,16 @@ pytest.importorskip("open_clip", reason="needs the extra: pip install -e .[clip]
 
 import dataclasses  # noqa: E402
 
-from eval.poster_ranking import Rank  # noqa: E402
-from eval.prompts import load_prompts  # noqa: E402
-from eval.records import Sample  # noqa: E402
-from eval.scorers import SCORERS  # noqa: E402
-from models.poster_drawing import draw_poster  # noqa: E402
-from models.poster_variants import PERTURBATIONS  # noqa: E402
-from models.posters import make_poster  # noqa: E402
-from models.training import clip  # noqa: E402
-from scripts.check_clip_mini import LEAST, posters_of, render  # noqa: E402
-from scripts.cli import ROOT  # noqa: E402
+from dit8.eval.poster_ranking import Rank  # noqa: E402
+from dit8.eval.prompts import load_prompts  # noqa: E402
+from dit8.eval.records import Sample  # noqa: E402
+from dit8.eval.scorers import SCORERS  # noqa: E402
+from dit8.models.poster_drawing import draw_poster  # noqa: E402
+from dit8.models.poster_variants import PERTURBATIONS  # noqa: E402
+from dit8.models.posters import make_poster  # noqa: E402
+from dit8.models.training import clip  # noqa: E402
+from dit8.scripts.check_clip_mini import LEAST, posters_of, render  # noqa: E402
+from dit8.scripts.cli import ROOT  # noqa: E402
 
 SMALL = "--size toy --groups 1 --fresh 1 --blurred 2 --pool 4 --probe 1 --workers 0 --device cpu"
 LOSS = "step samples loss right scale lr samples_per_s seconds".split()

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from eval.records import Prompt
-from models.generate import Sampler, denoise
-from models.pipeline import load_pipeline
-from models.training import branch
-from scripts.cli import compose
+from dit8.eval.records import Prompt
+from dit8.models.generate import Sampler, denoise
+from dit8.models.pipeline import load_pipeline
+from dit8.models.training import branch
+from dit8.scripts.cli import compose
 
 CAPTION = '{"compositional_deconstruction":{"background":"red","elements":[]}}'
 LOSS = "stage step samples loss lr samples_per_s seconds".split()

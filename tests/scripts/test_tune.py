@@ -7,19 +7,28 @@ from functools import partial
 import pytest
 import torch
 
-from quant.errors import UserError
-from scripts import tune as module
-from scripts.tune import FINALISTS, Product, candidates, compile_share, draw, fastest, merge, report
+from dit8.quant.errors import UserError
+from dit8.scripts import tune as module
+from dit8.scripts.tune import (
+    FINALISTS,
+    Product,
+    candidates,
+    compile_share,
+    draw,
+    fastest,
+    merge,
+    report,
+)
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
-from kernels import int8_gemm_triton, tiles  # noqa: E402
-from kernels.int8_gemm_tma import TmaConfig  # noqa: E402
-from kernels.int8_gemm_triton import Config  # noqa: E402
-from kernels.shipped import MEASURED  # noqa: E402
-from kernels.tiles import Choice, Entry, read_table, runs  # noqa: E402
+from dit8.kernels import int8_gemm_triton, tiles  # noqa: E402
+from dit8.kernels.int8_gemm_tma import TmaConfig  # noqa: E402
+from dit8.kernels.int8_gemm_triton import Config  # noqa: E402
+from dit8.kernels.shipped import MEASURED  # noqa: E402
+from dit8.kernels.tiles import Choice, Entry, read_table, runs  # noqa: E402
 
 MMA = Choice("mma", Config(64, 64, 128, 8, 4, 4))
 TMA = Choice("tma", TmaConfig(2, 64, 256, 4, 16))

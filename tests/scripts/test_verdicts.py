@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.ledger import SCORES, upsert
+from dit8.eval.ledger import SCORES, upsert
 
 N = 60
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report.render import write_page
+from dit8.eval.report.render import write_page
 
 SHOWN = "[...document.querySelectorAll('.card')].filter(c => !c.hidden).map(c => c.id)"
 FIRST = "[...document.querySelectorAll('.card')].find(c => !c.hidden)"

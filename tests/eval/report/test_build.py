@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from eval.report import build
-from eval.report.build import make_page, make_report
-from eval.report.data import Measure
-from eval.report.gallery import size_of_change
-from eval.report.load import load
-from eval.report.origins import describe_origins, page_facts, weight_sizes
-from eval.scorer_record import FAILED, MEASURED, NOT_MEASURED, write_entry
+from dit8.eval.report import build
+from dit8.eval.report.build import make_page, make_report
+from dit8.eval.report.data import Measure
+from dit8.eval.report.gallery import size_of_change
+from dit8.eval.report.load import load
+from dit8.eval.report.origins import describe_origins, page_facts, weight_sizes
+from dit8.eval.scorer_record import FAILED, MEASURED, NOT_MEASURED, write_entry
 
 REFERENCE, GOOD, BAD, NOISE = (digit * 12 for digit in "0123")
 

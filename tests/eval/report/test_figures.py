@@ -3,10 +3,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from eval.noise_floor import NoiseFloor
-from eval.records import Interval
-from eval.report.data import Measure, Outcome, ScoreTable, Speed
-from eval.report.figures import (
+from dit8.eval.noise_floor import NoiseFloor
+from dit8.eval.records import Interval
+from dit8.eval.report.data import Measure, Outcome, ScoreTable, Speed
+from dit8.eval.report.figures import (
     COLOURS,
     draw_forest,
     draw_speeds,
@@ -14,7 +14,7 @@ from eval.report.figures import (
     inline,
     pareto_front,
 )
-from eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE
+from dit8.eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE
 
 SVG = "{http://www.w3.org/2000/svg}"
 

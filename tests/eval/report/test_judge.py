@@ -5,14 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.margins import Margin
-from eval.records import Interval
-from eval.report.harmless import harmless_change, is_harmless
-from eval.report.judge import identity_line, judge, measure_floors, quote, with_minus
-from eval.report.load import load
-from eval.stats import mean_interval, paired_interval
-from eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE, Comparison, Verdict, conclude
-from quant.errors import UserError
+from dit8.eval.margins import Margin
+from dit8.eval.records import Interval
+from dit8.eval.report.harmless import harmless_change, is_harmless
+from dit8.eval.report.judge import identity_line, judge, measure_floors, quote, with_minus
+from dit8.eval.report.load import load
+from dit8.eval.stats import mean_interval, paired_interval
+from dit8.eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE, Comparison, Verdict, conclude
+from dit8.quant.errors import UserError
 
 REFERENCE, GOOD, BAD, NOISE = (digit * 12 for digit in "0123")
 

@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
-from eval.ledger import SCORES, read_table
-from eval.report.load import compared_with, load
-from quant.errors import UserError
+from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.report.load import compared_with, load
+from dit8.quant.errors import UserError
 
 REFERENCE, GOOD, BAD, NOISE = (digit * 12 for digit in "0123")
 

@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from eval.noise_floor import NoiseFloor
-from eval.records import Interval
-from eval.report.data import Measure
-from eval.report.numbers import (
+from dit8.eval.noise_floor import NoiseFloor
+from dit8.eval.records import Interval
+from dit8.eval.report.data import Measure
+from dit8.eval.report.numbers import (
     format_estimate,
     format_floor,
     format_number,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import pictures
-from eval.report.pictures import GAIN, Shot, difference_map, make_thumbnails
-from quant.errors import UserError
+from dit8.eval.report import pictures
+from dit8.eval.report.pictures import GAIN, Shot, difference_map, make_thumbnails
+from dit8.quant.errors import UserError
 
 
 @pytest.fixture

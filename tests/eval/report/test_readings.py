@@ -3,10 +3,10 @@ import json
 import pytest
 from PIL import Image
 
-from eval.reading import Box, Reading
-from eval.report import readings
-from eval.report.load import load
-from eval.report.readings import CACHE, judge_reading, read_run_texts
+from dit8.eval.reading import Box, Reading
+from dit8.eval.report import readings
+from dit8.eval.report.load import load
+from dit8.eval.report.readings import CACHE, judge_reading, read_run_texts
 
 
 def box(text, left=0.0, top=0.0):

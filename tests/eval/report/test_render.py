@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from eval.report.data import Exhibit, Picture
-from eval.report.figures import COLOURS
-from eval.report.render import TEMPLATES, draw_plots, mark_code, render, write_page
-from quant.errors import UserError
+from dit8.eval.report.data import Exhibit, Picture
+from dit8.eval.report.figures import COLOURS
+from dit8.eval.report.render import TEMPLATES, draw_plots, mark_code, render, write_page
+from dit8.quant.errors import UserError
 
 LEGIBLE = 4.5  # WCAG 2.2, 1.4.3: contrast of text of ordinary size
 # elements that have no end tag

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.ledger import SCORES, upsert
-from eval.records import RunKey
-from eval.reproduce.table import Cell
+from dit8.eval.ledger import SCORES, upsert
+from dit8.eval.records import RunKey
+from dit8.eval.reproduce.table import Cell
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLER = {"name": "default_20", "steps": 20, "guidance": 3.0, "size_px": 256}

@@ -6,17 +6,17 @@ import shutil
 import pandas as pd
 import pytest
 
-from eval.gemm_rows import GEMM, STEP_M, ratios
-from eval.ledger import read_table
-from eval.reproduce import (
+from dit8.eval.gemm_rows import GEMM, STEP_M, ratios
+from dit8.eval.ledger import read_table
+from dit8.eval.reproduce import (
     breakdown,
     deployment,
     gemm,
     speed,
 )
-from eval.reproduce.bench import BESIDE_BF16, DECODED
-from eval.reproduce.tables import build_tables
-from quant.errors import UserError
+from dit8.eval.reproduce.bench import BESIDE_BF16, DECODED
+from dit8.eval.reproduce.tables import build_tables
+from dit8.quant.errors import UserError
 
 
 def row_of(results, variant, quantity):

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from eval.reproduce.brief import PICKS, Pick, render_brief
-from eval.reproduce.render import ABSENT
-from eval.reproduce.table import MEASURED, Column, Table, empty, figure, keys
+from dit8.eval.reproduce.brief import PICKS, Pick, render_brief
+from dit8.eval.reproduce.render import ABSENT
+from dit8.eval.reproduce.table import MEASURED, Column, Table, empty, figure, keys
 
 HERE, THERE = PICKS[7][0].where, PICKS[7][1].where
 

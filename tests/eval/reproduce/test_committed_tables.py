@@ -2,9 +2,9 @@
 
 import pytest
 
-from eval.reproduce.render import render_latex
-from eval.reproduce.table import KEY, tally
-from eval.reproduce.tables import RENDERERS, build_tables, write_tables
+from dit8.eval.reproduce.render import render_latex
+from dit8.eval.reproduce.table import KEY, tally
+from dit8.eval.reproduce.tables import RENDERERS, build_tables, write_tables
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.gpus import load_peaks
-from eval.ledger import LATENCY, upsert
-from eval.reproduce.estimate import (
+from dit8.eval.gpus import load_peaks
+from dit8.eval.ledger import LATENCY, upsert
+from dit8.eval.reproduce.estimate import (
     CALIBRATION_TFLOPS,
     calibration_seconds,
     conversion,
@@ -18,8 +18,8 @@ from eval.reproduce.estimate import (
     picture_bytes,
     picture_rate,
 )
-from quant.errors import UserError
-from scripts.stages import PLAN_TFLOPS
+from dit8.quant.errors import UserError
+from dit8.scripts.stages import PLAN_TFLOPS
 
 ROOT = Path(__file__).resolve().parents[3]
 GPUS = load_peaks(ROOT / "conf" / "gpus" / "peaks.csv")

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from eval.reproduce import findings_page, quality_claims, speed_claims
-from eval.reproduce.finding import (
+from dit8.eval.reproduce import findings_page, quality_claims, speed_claims
+from dit8.eval.reproduce.finding import (
     ABOVE,
     BELOW,
     FAILS,
@@ -27,8 +27,8 @@ from eval.reproduce.finding import (
     shown,
     stands,
 )
-from eval.reproduce.table import KEY, Cell, empty
-from eval.reproduce.tables import build_tables
+from dit8.eval.reproduce.table import KEY, Cell, empty
+from dit8.eval.reproduce.tables import build_tables
 
 CLIP = ("clip_mini ↑", "100 x cosine (clip-mini)")
 CLAIMS = (*speed_claims.CLAIMS, *quality_claims.CLAIMS)

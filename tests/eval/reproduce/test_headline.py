@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.gemm_rows import GEMM, PEERS, SHAPES, STEP_M, make_row
-from eval.ledger import upsert
-from eval.reproduce import headline
-from eval.reproduce.speed_claims import CAP_GB
+from dit8.eval.gemm_rows import GEMM, PEERS, SHAPES, STEP_M, make_row
+from dit8.eval.ledger import upsert
+from dit8.eval.reproduce import headline
+from dit8.eval.reproduce.speed_claims import CAP_GB
 
 ROOT = Path(__file__).resolve().parents[3]
 STARTS = (

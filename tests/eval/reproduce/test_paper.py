@@ -2,11 +2,11 @@ import re
 
 import pytest
 
-from eval.gpus import load_peaks
-from eval.gpus import load_reported as load_quotes
-from eval.reproduce.paper import COLUMNS, load_reported, reported_cell, sources_note
-from eval.reproduce.table import Cell
-from quant.errors import UserError
+from dit8.eval.gpus import load_peaks
+from dit8.eval.gpus import load_reported as load_quotes
+from dit8.eval.reproduce.paper import COLUMNS, load_reported, reported_cell, sources_note
+from dit8.eval.reproduce.table import Cell
+from dit8.quant.errors import UserError
 
 HEAD = ",".join(COLUMNS)
 GOOD = "toy,2606.12280v1,abstract,rtx3090,int8,score,1.9,1.21,2.64,points,200 prompts"

@@ -5,14 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from eval.gpus import load_peaks
-from eval.reproduce import ablation, fidelity, frontier, quality, text
-from eval.reproduce.estimate import load_measurements
-from eval.reproduce.plan import LADDER, TABLES, plan_table
-from eval.reproduce.runs import REAL, VARIANTS
-from eval.reproduce.step import Machine, Need, Part, Request, Step, merge, render, sum_up, total
-from quant.errors import UserError
-from scripts.cli import compose
+from dit8.eval.gpus import load_peaks
+from dit8.eval.reproduce import ablation, fidelity, frontier, quality, text
+from dit8.eval.reproduce.estimate import load_measurements
+from dit8.eval.reproduce.plan import LADDER, TABLES, plan_table
+from dit8.eval.reproduce.runs import REAL, VARIANTS
+from dit8.eval.reproduce.step import (
+    Machine,
+    Need,
+    Part,
+    Request,
+    Step,
+    merge,
+    render,
+    sum_up,
+    total,
+)
+from dit8.quant.errors import UserError
+from dit8.scripts.cli import compose
 
 ROOT = Path(__file__).resolve().parents[3]
 KNOWN = load_measurements(ROOT / "results", load_peaks(ROOT / "conf" / "gpus" / "peaks.csv"))

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from eval.records import Interval
-from eval.reproduce.render import LATEX, escape, render_csv, render_latex, render_markdown
-from eval.reproduce.table import (
+from dit8.eval.records import Interval
+from dit8.eval.reproduce.render import LATEX, escape, render_csv, render_latex, render_markdown
+from dit8.eval.reproduce.table import (
     MEASURED,
     REPORTED,
     Cell,

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from eval.reproduce.runs import CPU, GPU, MINI, REAL, choose_recipes, choose_runs, place_in
-from quant.errors import UserError
+from dit8.eval.reproduce.runs import CPU, GPU, MINI, REAL, choose_recipes, choose_runs, place_in
+from dit8.quant.errors import UserError
 
 OCR = ("ocr_exact",)
 VALUES = {"ocr_exact": [0, 1, 1, 0]}

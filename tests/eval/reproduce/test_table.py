@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from eval.records import Interval
-from eval.reproduce.table import (
+from dit8.eval.records import Interval
+from dit8.eval.reproduce.table import (
     KEY,
     MEASURED,
     REFERENCE,

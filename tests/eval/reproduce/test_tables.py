@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from eval.reproduce import (
+from dit8.eval.reproduce import (
     ablation,
     fidelity,
     frontier,
@@ -11,10 +11,10 @@ from eval.reproduce import (
     speed,
     text,
 )
-from eval.reproduce.runs import VARIANTS
-from eval.reproduce.table import MEASURED, PREDICTED, REPORTED, tally
-from eval.reproduce.tables import BUILDERS, build_tables
-from quant.errors import UserError
+from dit8.eval.reproduce.runs import VARIANTS
+from dit8.eval.reproduce.table import MEASURED, PREDICTED, REPORTED, tally
+from dit8.eval.reproduce.tables import BUILDERS, build_tables
+from dit8.quant.errors import UserError
 
 
 def test_an_empty_ledger_gives_all_tables_with_reasons(ledger, cells, pick):

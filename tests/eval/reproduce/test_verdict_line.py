@@ -2,8 +2,8 @@ import re
 
 import numpy as np
 
-from eval.reproduce import verdict_line
-from eval.reproduce.runs import VARIANTS
+from dit8.eval.reproduce import verdict_line
+from dit8.eval.reproduce.runs import VARIANTS
 
 N = 40
 

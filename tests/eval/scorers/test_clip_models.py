@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eval.clip_models import Backbone, load_tokenizer, load_towers
-from eval.images import load_rgb
-from quant.errors import UserError
+from dit8.eval.clip_models import Backbone, load_tokenizer, load_towers
+from dit8.eval.images import load_rgb
+from dit8.quant.errors import UserError
 
 TEXT = "a yellow poster with the word RIVER"
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import text_image
-from eval.clip_models import Backbone, Towers, load_towers
-from eval.images import load_rgb
-from eval.scorers import SCORERS
-from eval.scorers.clipscore import CLIP_MINI
-from eval.scorers.hpsv2 import MEAN, STD, letterbox
-from quant.errors import UserError
+from dit8.eval import text_image
+from dit8.eval.clip_models import Backbone, Towers, load_towers
+from dit8.eval.images import load_rgb
+from dit8.eval.scorers import SCORERS
+from dit8.eval.scorers.clipscore import CLIP_MINI
+from dit8.eval.scorers.hpsv2 import MEAN, STD, letterbox
+from dit8.quant.errors import UserError
 
 NAMES = ("clip_mini", "clipscore", "hpsv2", "hpsv2_v20", "pickscore")
 
@@ -188,7 +188,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
 
 
 def test_clip_mini_says_how_it_is_made(monkeypatch, tmp_path):
-    monkeypatch.setattr("eval.scorers.clipscore.ROOT", tmp_path)
+    monkeypatch.setattr("dit8.eval.scorers.clipscore.ROOT", tmp_path)
     assert SCORERS["clip_mini"].backbone == CLIP_MINI
     assert SCORERS["clip_mini"].obstacle() == (
         "not measured: models/clip_mini holds no open_clip_config.json with "

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.records import Sample
-from eval.scorers import get_scorer
-from quant.errors import UserError
+from dit8.eval.records import Sample
+from dit8.eval.scorers import get_scorer
+from dit8.quant.errors import UserError
 
 
 def sample(path: Path | None) -> Sample:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.scorers import get_scorer
-from eval.scorers import lpips as scorer_file
-from eval.scorers.lpips import NETWORKS, PACKAGES, Network, distance
-from models.torchvision_shim import import_torchvision
-from quant.errors import UserError
+from dit8.eval.scorers import get_scorer
+from dit8.eval.scorers import lpips as scorer_file
+from dit8.eval.scorers.lpips import NETWORKS, PACKAGES, Network, distance
+from dit8.models.torchvision_shim import import_torchvision
+from dit8.quant.errors import UserError
 
 needs_lpips = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in PACKAGES),

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eval.scorers import get_scorer
-from quant.errors import UserError
+from dit8.eval.scorers import get_scorer
+from dit8.quant.errors import UserError
 
 pytest.importorskip("rapidocr", reason="needs the extra: pip install -e .[ocr]")
 
@@ -30,7 +30,7 @@ def test_workers_do_not_change_the_scores(make_sample, draw_poster, monkeypatch)
         for text in ("LEMON", "MANGO")
     ]
     alone = get_scorer("ocr_ned").score(samples)
-    monkeypatch.setattr("eval.reading._READINGS", {})
+    monkeypatch.setattr("dit8.eval.reading._READINGS", {})
     parallel = dataclasses.replace(get_scorer("ocr_ned"), workers=2)
     assert np.array_equal(parallel.score(samples), alone)
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from eval.scorers import get_scorer
-from eval.scorers.psnr import CAP_DB, psnr
-from quant.errors import UserError
+from dit8.eval.scorers import get_scorer
+from dit8.eval.scorers.psnr import CAP_DB, psnr
+from dit8.quant.errors import UserError
 
 
 def noise(seed: int, side: int = 32) -> np.ndarray:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.scorers import SCORERS, get_scorer
-from quant.errors import UserError
+from dit8.eval.scorers import SCORERS, get_scorer
+from dit8.quant.errors import UserError
 
 
 @pytest.fixture(params=sorted(SCORERS))

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from eval.scorers import get_scorer
-from eval.scorers.ssim import ssim
-from quant.errors import UserError
+from dit8.eval.scorers import get_scorer
+from dit8.eval.scorers.ssim import ssim
+from dit8.quant.errors import UserError
 
 
 def ssim_by_hand(x: np.ndarray, y: np.ndarray) -> float:

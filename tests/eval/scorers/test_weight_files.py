@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from eval import weight_files
-from eval.weight_files import HubFiles, find_in_cache, verified_sha256
-from quant.errors import UserError
+from dit8.eval import weight_files
+from dit8.eval.weight_files import HubFiles, find_in_cache, verified_sha256
+from dit8.quant.errors import UserError
 
 WANTED = HubFiles("owner/name", (("model.safetensors", "model.bin"), ("config.json",)), "1 MB")
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-from models.hub import list_repository
+from dit8.models.hub import list_repository
 
 REPO, COMMIT, TOKEN = "owner/model", "c" * 40, "hf_secret"
 INDEX = json.dumps(

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from models import download, hub
-from models.download import check_folder, fetch
-from models.hub import RemoteFile
-from quant.errors import UserError
+from dit8.models import download, hub
+from dit8.models.download import check_folder, fetch
+from dit8.models.hub import RemoteFile
+from dit8.quant.errors import UserError
 
 REPO, COMMIT, TOKEN = "owner/model", "c" * 40, "hf_secret"  # of the hub in conftest.py
 FETCHED = ["LICENSE.md", "README.md", "vae/config.json", "vae/weights.safetensors"]

@@ -1,8 +1,8 @@
 import pytest
 from huggingface_hub import constants
 
-from models.hub import REPOSITORIES, list_repository, read_licence, resolve_repository
-from quant.errors import UserError
+from dit8.models.hub import REPOSITORIES, list_repository, read_licence, resolve_repository
+from dit8.quant.errors import UserError
 
 REPO, COMMIT, TOKEN = "owner/model", "c" * 40, "hf_secret"  # of the hub in conftest.py
 FETCHED = ["LICENSE.md", "README.md", "vae/config.json", "vae/weights.safetensors"]

@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 
-from models.mini import TOY, build_transformer
-from models.posters import TIERS
-from models.training import branch
-from models.training.branch import (
+from dit8.models.mini import TOY, build_transformer
+from dit8.models.posters import TIERS
+from dit8.models.training import branch
+from dit8.models.training.branch import (
     ADAMW_SHARE,
     CURRICULUM,
     EMA_DECAY,
@@ -17,8 +17,8 @@ from models.training.branch import (
     tier_shares,
     train_branch,
 )
-from models.training.muon import StackedMuon
-from models.training.pool import Pool
+from dit8.models.training.muon import StackedMuon
+from dit8.models.training.pool import Pool
 
 
 def test_shares_are_a_distribution_that_moves_continuously():
@@ -153,7 +153,7 @@ def test_a_resumed_branch_counts_on_and_warms_up_again(toy, pool, monkeypatch):
         return optimizer
 
     monkeypatch.setattr(
-        "models.training.branch.build_optimizers",
+        "dit8.models.training.branch.build_optimizers",
         lambda model, lr: [watch(optimizer) for optimizer in build_optimizers(model, lr)],
     )
     model = copy.deepcopy(toy.transformer)

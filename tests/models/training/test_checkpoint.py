@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.mini import FULL, TOY, build_text_encoder, build_transformer, build_vae
-from models.mini_tokenizer import build_tokenizer
-from models.training.checkpoint import (
+from dit8.models.mini import FULL, TOY, build_text_encoder, build_transformer, build_vae
+from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.training.checkpoint import (
     load_state,
     load_weights,
     save_state,
@@ -63,7 +63,7 @@ def test_an_interrupted_save_keeps_the_old_file(vae, tmp_path, monkeypatch):
         partial.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("models.training.checkpoint.save_file", fail)
+    monkeypatch.setattr("dit8.models.training.checkpoint.save_file", fail)
     vae.bn.running_mean.add_(1)
     with pytest.raises(OSError, match="disk full"):
         save_weights(vae, path)

@@ -8,17 +8,17 @@ from PIL import Image, ImageFilter
 
 pytest.importorskip("open_clip", reason="needs the extra: pip install -e .[clip]")
 
-from models.clip_mini import CONTEXT, TOY, build_clip  # noqa: E402
-from models.training import clip  # noqa: E402
-from models.training.branch import Average  # noqa: E402
-from models.training.clip import (  # noqa: E402
+from dit8.models.clip_mini import CONTEXT, TOY, build_clip  # noqa: E402
+from dit8.models.training import clip  # noqa: E402
+from dit8.models.training.branch import Average  # noqa: E402
+from dit8.models.training.clip import (  # noqa: E402
     build_optimizers,
     clip_loss,
     gaussian_blur,
     train_clip,
 )
-from models.training.clip_stream import Reservoir, stream  # noqa: E402
-from models.training.muon import StackedMuon  # noqa: E402
+from dit8.models.training.clip_stream import Reservoir, stream  # noqa: E402
+from dit8.models.training.muon import StackedMuon  # noqa: E402
 
 
 class Fixed(torch.nn.Module):

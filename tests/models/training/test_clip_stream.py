@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from eval.score_text import content_in_words
-from models.poster_drawing import draw_poster
-from models.poster_words import is_held_out
-from models.posters import TIERS, caption
+from dit8.eval.score_text import content_in_words
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.poster_words import is_held_out
+from dit8.models.posters import TIERS, caption
 
 pytest.importorskip("open_clip", reason="needs the extra: pip install -e .[clip]")
 
-from models.clip_mini import CONTEXT, build_clip_tokenizer, encode_texts  # noqa: E402
-from models.training.clip_stream import (  # noqa: E402
+from dit8.models.clip_mini import CONTEXT, build_clip_tokenizer, encode_texts  # noqa: E402
+from dit8.models.training.clip_stream import (  # noqa: E402
     GROUP,
     TIER_SHARES,
     Reservoir,

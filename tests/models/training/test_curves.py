@@ -1,6 +1,6 @@
 import pandas as pd
 
-from models.training.curves import LOSS, OCR, Curves
+from dit8.models.training.curves import LOSS, OCR, Curves
 
 
 def test_rows_keep_their_columns_and_a_resumed_run_goes_on_below(tmp_path, capsys):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import Ideogram4Pipeline
 
-from models.training.flow import IMAGE_TOKENS, flow_loss, rope_table, sample, velocity
+from dit8.models.training.flow import IMAGE_TOKENS, flow_loss, rope_table, sample, velocity
 
 
 def text_of(toy, prompts):
@@ -110,8 +110,8 @@ def test_a_straight_path_is_integrated_exactly(monkeypatch):
         assert torch.allclose(x, (1 - times[-1]) * noise + times[-1] * data, atol=1e-3)
         return data - noise
 
-    monkeypatch.setattr("models.training.flow.velocity", straight)
-    monkeypatch.setattr("models.training.flow.rope_table", lambda *_: None)
+    monkeypatch.setattr("dit8.models.training.flow.velocity", straight)
+    monkeypatch.setattr("dit8.models.training.flow.rope_table", lambda *_: None)
     ends = [sample(None, noise, torch.zeros(2, 3, 5), None, steps) for steps in (1, 7)]
     for end in ends:
         # the first sigma is clamped a little below 1: t starts at 1.2e-4, so that much is missing

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.training.muon import StackedMuon, orthogonalize
+from dit8.models.training.muon import StackedMuon, orthogonalize
 
 SHAPES = ((48, 48), (48, 48), (96, 48), (48, 96), (48, 96))
 

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-import models.training.pool as pool_module
-from models.chat import encode_chat
-from models.mini_tokenizer import build_tokenizer
-from models.poster_drawing import draw_poster
-from models.posters import GRID, TIERS, caption_json, make_poster
-from models.training.pool import (
+import dit8.models.training.pool as pool_module
+from dit8.models.chat import encode_chat
+from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.poster_drawing import draw_poster
+from dit8.models.posters import GRID, TIERS, caption_json, make_poster
+from dit8.models.training.pool import (
     TEXT_WEIGHT,
     Pool,
     PoolFiller,

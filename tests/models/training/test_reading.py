@@ -2,20 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from models.chat import encode_chat
-from models.mini_tokenizer import build_tokenizer
-from models.poster_words import is_held_out
-from models.posters import caption_json
-from models.training.flow import sample
-from models.training.pool import decode_tokens
-from models.training.reading import (
+from dit8.models.chat import encode_chat
+from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.poster_words import is_held_out
+from dit8.models.posters import caption_json
+from dit8.models.training.flow import sample
+from dit8.models.training.pool import decode_tokens
+from dit8.models.training.reading import (
     Reader,
     draw_probe,
     make_probe,
     read_one,
     references,
 )
-from models.training.text import text_features
+from dit8.models.training.text import text_features
 
 
 @pytest.fixture(scope="module")

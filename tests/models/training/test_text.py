@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from models.chat import encode_chat
-from models.training.pool import Pool
-from models.training.text import fill_features, text_features
+from dit8.models.chat import encode_chat
+from dit8.models.training.pool import Pool
+from dit8.models.training.text import fill_features, text_features
 
 
 @pytest.fixture

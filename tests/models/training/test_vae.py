@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.training import vae as vae_module
-from models.training.pool import Pool, to_signal
-from models.training.vae import EDGE_WEIGHT, KL_WEIGHT, reconstruct, train_vae, vae_loss
+from dit8.models.training import vae as vae_module
+from dit8.models.training.pool import Pool, to_signal
+from dit8.models.training.vae import EDGE_WEIGHT, KL_WEIGHT, reconstruct, train_vae, vae_loss
 
 
 def fake_vae(decode, kl=0.0):

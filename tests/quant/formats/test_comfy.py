@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.int8_gemm import int8_gemm, int_mm_is_exact
-from quant.errors import UserError
-from quant.formats.comfy import decode_codes, encode_codes, specs
-from quant.int8 import dequantize, quantize_weight
-from quant.linear import Int8Linear
-from quant.rotate import rotate
-from quant.types import TensorSpec
+from dit8.kernels.int8_gemm import int8_gemm, int_mm_is_exact
+from dit8.quant.errors import UserError
+from dit8.quant.formats.comfy import decode_codes, encode_codes, specs
+from dit8.quant.int8 import dequantize, quantize_weight
+from dit8.quant.linear import Int8Linear
+from dit8.quant.rotate import rotate
+from dit8.quant.types import TensorSpec
 
 PLAIN = b'{"format": "int8_tensorwise"}'
 ROTATED = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}'

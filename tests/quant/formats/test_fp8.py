@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.formats import fp8
-from quant.formats.fp8 import BLOCK_VALUES, CODEC, e4m3_to_float
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.formats import fp8
+from dit8.quant.formats.fp8 import BLOCK_VALUES, CODEC, e4m3_to_float
+from dit8.quant.types import TensorSpec
 
 ALL_CODES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 NAN_CODES = (0x7F, 0xFF)

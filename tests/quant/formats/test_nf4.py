@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.formats import nf4
-from quant.formats.nf4 import CODEC
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.formats import nf4
+from dit8.quant.formats.nf4 import CODEC
+from dit8.quant.types import TensorSpec
 
 STATE = ".weight.quant_state.bitsandbytes__nf4"
 # QLoRA, arXiv:2305.14314, appendix E

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.formats import q4_k
-from quant.formats.q4_k import CODEC, PIECE_VALUES, VALUE_MAX
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.formats import q4_k
+from dit8.quant.formats.q4_k import CODEC, PIECE_VALUES, VALUE_MAX
+from dit8.quant.types import TensorSpec
 
 
 def random_weight(n=6, k=512, seed=0):

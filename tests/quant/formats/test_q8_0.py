@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from quant.errors import UserError
-from quant.formats import q8_0
-from quant.formats.q8_0 import CODEC, PIECE_VALUES
-from quant.types import TensorSpec
+from dit8.quant.errors import UserError
+from dit8.quant.formats import q8_0
+from dit8.quant.formats.q8_0 import CODEC, PIECE_VALUES
+from dit8.quant.types import TensorSpec
 
 
 def random_weight(n=6, k=96, seed=0):

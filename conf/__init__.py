@@ -1,0 +1,1 @@
+"""Hydra's configuration files, and the dataclasses that type them."""
