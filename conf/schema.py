@@ -1,14 +1,15 @@
 """Every key a configuration may have, with its type: a mistyped override fails at composition.
 
-YAML carries scalars; these dataclasses say which. `scripts/cli.py` turns a composed configuration
-into them at the first line of every script, so nothing behind the scripts knows Hydra.
+YAML carries scalars; these dataclasses say which. `scripts/cli.py` registers them with Hydra and
+turns a composed configuration into them at the first line of every script, so nothing behind the
+scripts knows Hydra. `RecipeConfig`, `VariantConfig` and `SamplerConfig` have the fields of the
+checked, frozen dataclasses of the packages, in lists where those have tuples.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+MISSING: Any = "???"  # OmegaConf's word for a value that must be given
 
 # What some keys may hold, as the packages have it: refused here, before torch is imported.
 CHOICES = {
@@ -259,15 +260,12 @@ class TrainMiniConfig:
     unconditional: BranchConfig = MISSING
 
 
-def register() -> None:
-    """Store the schemas where the defaults lists find them."""
-    store = ConfigStore.instance()
-    for name, node in (
-        ("calibrate_schema", CalibrateConfig),
-        ("quantize_schema", QuantizeConfig),
-        ("generate_schema", GenerateConfig),
-        ("evaluate_schema", EvaluateConfig),
-        ("fragility_schema", FragilityConfig),
-        ("train_mini_schema", TrainMiniConfig),
-    ):
-        store.store(name=name, node=node)
+# name of a configuration in conf/ and of its script -> what it holds
+SCHEMAS = {
+    "calibrate": CalibrateConfig,
+    "quantize": QuantizeConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "fragility": FragilityConfig,
+    "train_mini": TrainMiniConfig,
+}

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from dit8.eval.records import Interval, Prompt
+from dit8.eval.records import Interval
 from dit8.eval.stats import wilson_interval
+from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 
 

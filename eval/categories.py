@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dit8.eval.exact_match import delta_interval
-from dit8.eval.records import Interval, Sample, SampleKey
+from dit8.eval.records import Interval
 from dit8.eval.scorers import SCORERS, get_scorer
 from dit8.eval.scorers.ocr import OcrScorer
 from dit8.eval.stats import MIN_PROMPTS, mean_interval
 from dit8.eval.table import align, format_interval, values_by_key
+from dit8.models.types import Sample, SampleKey
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class CategoryRow:
 
 def categories_of(samples: Iterable[Sample]) -> dict[str, str]:
     """Return prompt id -> category, for prompts that have one."""
-    return {sample.prompt_id: sample.category for sample in samples if sample.category}
+    return {
+        sample.prompt.id: sample.prompt.category for sample in samples if sample.prompt.category
+    }
 
 
 def split_by_category(

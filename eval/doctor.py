@@ -3,23 +3,40 @@
 Every section is examined on its own: what breaks in one becomes a line of the report.
 """
 
+import os
+import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dit8.models.machine import Row, machine_rows, torch_rows
-from dit8.models.requirements import (
+from dit8.eval.provenance import cpu_model, int8_flags, memory_bytes, query_gpus, system_text
+from dit8.eval.requirements import (
     check_requirement,
     install_command,
     lacking,
     missing_from_extra,
     project,
 )
+from dit8.models.threads import usable_cores
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a report."""
+
+    section: str
+    name: str
+    ok: bool | None  # None: a fact that is neither good nor bad
+    detail: str
+
 
 IN_MEMORY = ("source", "rounded")  # formats of variants that need no file
 GGUF = ("q8_0", "q4_k")
+CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # version 2 and 1
 MADE_WITH = ("nf4", *GGUF)  # formats whose packages make a file and are not needed to read one
 
 
@@ -57,6 +74,83 @@ def report(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     for row in rows:
         document.setdefault(row.section, {})[row.name] = {"ok": row.ok, "detail": row.detail}
     return document
+
+
+def machine_rows(root: Path) -> list[Row]:
+    """Describe processor, memory, the disk of `root`, and GPUs."""
+    cpuinfo = system_text("/proc/cpuinfo")
+    flags = int8_flags(cpuinfo)
+    limits = [system_text(f"/sys/fs/cgroup/{name}") for name in CGROUP_LIMITS]
+    total, available = memory_bytes(system_text("/proc/meminfo"), *limits)
+    disk = shutil.disk_usage(root)
+    return [
+        Row("machine", "system", None, f"{platform.system()} {platform.machine()}"),
+        Row("machine", "processor", None, f"{cpu_model(cpuinfo)}, {usable_cores()} usable cores"),
+        Row(
+            "machine",
+            "int8 instructions",
+            bool(flags),
+            ", ".join(flags) or "none known of: the int8 product takes fp32 slices here",
+        ),
+        Row("machine", "memory", None, f"{total / 1e9:.1f} GB, {available / 1e9:.1f} GB free"),
+        Row("machine", "disk", None, f"{disk.free / 1e9:.1f} GB free of {disk.total / 1e9:.1f} GB"),
+        *gpu_rows(query_gpus()),
+    ]
+
+
+def gpu_rows(answer: str | None) -> list[Row]:
+    """Turn what nvidia-smi answers into one line a GPU."""
+    lines = [line for line in (answer or "").splitlines() if line.count(",") >= 3]
+    if not lines:
+        return [Row("machine", "GPU", False, "none: nvidia-smi is missing or names no GPU")]
+    rows = []
+    for number, line in enumerate(lines):
+        name, capability, mebibytes, driver = (part.strip() for part in line.rsplit(",", 3))
+        memory = f"{int(mebibytes) * 2**20 / 1e9:.1f} GB" if mebibytes.isdigit() else "memory n/a"
+        detail = f"{name}, compute capability {capability}, {memory}, driver {driver}"
+        rows.append(Row("machine", f"GPU {number}", True, detail))
+    return rows
+
+
+def torch_rows() -> list[Row]:
+    """Tell whether torch sees a GPU and whether the Triton kernels can run there.
+
+    Imports torch (a second) and starts CUDA where there is some; compiles nothing.
+    """
+    try:
+        import torch
+
+        from dit8.kernels.backend import KernelError, backend_name
+    except (ImportError, OSError) as error:  # OSError: a library of torch's that does not load
+        return [Row("machine", "torch", False, f"cannot be imported: {error}")]
+    built = torch.version.cuda or "no CUDA"
+    sees = torch.cuda.is_available()
+    count = torch.cuda.device_count() if sees else 0
+    rows = [
+        Row("machine", "torch", True, f"{torch.__version__}, built for {built}, {count} GPUs"),
+        Row("machine", "int8 product on CPU", None, _cpu_product()),
+    ]
+    if not sees:
+        detail = "torch sees no GPU; the kernels run their references on the processor"
+        return [*rows, Row("machine", "Triton kernels", False, detail)]
+    try:
+        backend_name("cuda")
+    except KernelError as error:
+        return [*rows, Row("machine", "Triton kernels", False, str(error))]
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    if not any(name and shutil.which(name) for name in compilers):
+        detail = "Triton needs a C compiler to start a kernel; install gcc or set CC"
+        return [*rows, Row("machine", "Triton kernels", False, detail)]
+    return [*rows, Row("machine", "Triton kernels", True, "usable")]
+
+
+def _cpu_product() -> str:
+    """Tell which exact way the int8 product takes on this processor, with their times."""
+    from dit8.kernels.int8_gemm import cpu_sums_ms
+
+    ms = cpu_sums_ms()
+    listed = ", ".join(f"{name} {value:.2g} ms" for name, value in ms.items())
+    return f"{min(ms, key=ms.get)}, the fastest exact way (64 x 256 x 256: {listed})"
 
 
 def package_rows(root: Path) -> list[Row]:

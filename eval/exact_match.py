@@ -27,8 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from dit8.eval.records import Interval, SampleKey
+from dit8.eval.records import Interval
 from dit8.eval.stats import LEVEL, RESAMPLES, paired_interval, prompt_differences
+from dit8.models.types import SampleKey
 
 FEW = 20  # discordant pairs from which on the bootstrap is trusted
 FEW_SHARES = 60  # the same for changed prompts whose values are no mere 0 and 1

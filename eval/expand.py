@@ -15,9 +15,8 @@ from typing import Any, Protocol
 from dit8.eval.caption_check import deviations
 from dit8.eval.captions import Text, canonical, parse
 from dit8.eval.quotes import quoted
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
-from dit8.quant.keys import content_key
+from dit8.quant.files import content_key, write_atomically
 
 
 class Expander(Protocol):

@@ -15,7 +15,7 @@ from dit8.eval.caption_schema import caption_schema
 from dit8.eval.chat_endpoint import KEY, MODEL, URL, Endpoint, ask, endpoint_from
 from dit8.eval.expand import review
 from dit8.quant.errors import UserError
-from dit8.quant.keys import content_key
+from dit8.quant.files import content_key
 
 ROUNDS = 3  # the first answer and two mended ones
 SHOWN = 20  # deviations shown to the model at once

@@ -18,7 +18,7 @@ import torch
 from dit8.eval.expand import review
 from dit8.models.torchvision_shim import import_torchvision
 from dit8.quant.errors import UserError
-from dit8.quant.keys import content_key, files_sha256
+from dit8.quant.files import content_key, files_sha256
 
 TRIES = 3
 HEAD_REPOSITORY = "diffusers/qwen3-vl-8b-instruct-lm-head"  # as an error of diffusers names it

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dit8.eval.images import load_pair, load_rgb
 from dit8.eval.pairing import pair_samples
 from dit8.eval.runs import Run
-from dit8.quant.atomic import write_atomically
+from dit8.quant.files import write_atomically
 
 LABEL_PX = 24
 GAP_PX = 6

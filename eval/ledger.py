@@ -6,22 +6,21 @@ two writers lose nothing, and equal rows give equal bytes. Floats are stored by 
 reads back to the same float64.
 """
 
-import contextlib
 import csv
-import fcntl
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dit8.eval.records import RunKey, Sample
-from dit8.quant.atomic import write_atomically
+from dit8.eval.records import RunKey
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
+from dit8.quant.files import locked, write_atomically
 
 _RUN_COLUMNS = tuple(RunKey.__dataclass_fields__)
 
@@ -120,7 +119,7 @@ def score_rows(
     """Return the rows of results/scores.csv for one scorer's values, one per sample."""
     return [
         asdict(run)
-        | {"prompt_id": s.prompt_id, "seed": s.seed, "scorer": scorer, "value": float(v)}
+        | {"prompt_id": s.prompt.id, "seed": s.prompt.seed, "scorer": scorer, "value": float(v)}
         for s, v in zip(samples, values, strict=True)
     ]
 
@@ -141,46 +140,6 @@ def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Pat
     path = Path(folder) / f"{run_id}.json"
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     return path
-
-
-@contextlib.contextmanager
-def locked(
-    path: Path, waiting: Callable[[], None] = lambda: None, *, shared: bool = False
-) -> Iterator[None]:
-    """Hold the lock of a file: another file beside it, since itself is replaced.
-
-    Args:
-        path: what is locked; it need not exist.
-        waiting: called once if another process holds the lock, before waiting for it.
-        shared: others may hold it, too, as long as nobody holds it alone.
-
-    Raises:
-        UserError: the folder cannot be made or written, or its file system has no locks.
-    """
-    name = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = name.open("a+")  # NFS: reading for a shared lock, writing for the other
-    except OSError as error:
-        raise UserError(
-            f"locked: cannot lock {path} ({error.strerror}), expected a writable folder;"
-            " choose a folder that you may write to"
-        ) from error
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with lock:
-        try:
-            try:
-                fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(lock, kind)
-        except OSError as error:
-            raise UserError(
-                f"locked: cannot lock {path} ({error.strerror}), expected a file system with"
-                " flock; mount it with locks (Lustre: option flock; NFS: without nolock), or"
-                " choose a folder on another disk"
-            ) from error
-        yield
 
 
 def _load(path: Path, layout: Layout) -> dict[tuple, tuple]:

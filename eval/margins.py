@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dit8.conf.paths import ROOT
 from dit8.quant.errors import UserError
 
-PATH = Path(__file__).resolve().parents[1] / "conf" / "margins.yaml"
+PATH = ROOT / "conf" / "margins.yaml"
 FIELDS = ("margin", "unit", "reason")
 
 

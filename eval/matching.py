@@ -16,7 +16,7 @@ import numpy as np
 import scipy
 from rapidfuzz.distance import Levenshtein
 
-from dit8.eval.reading import Box, Reading
+from dit8.eval.reading import Box, Reading, read
 
 # two boxes are on one line when they overlap vertically by this share of the smaller height
 LINE_OVERLAP = 0.5
@@ -150,3 +150,10 @@ def _on_one_line(first: Box, second: Box) -> bool:
     overlap = min(first.bottom, second.bottom) - max(first.top, second.top)
     smaller = min(first.bottom - first.top, second.bottom - second.top)
     return overlap > 0 and overlap >= LINE_OVERLAP * smaller
+
+
+def read_one(item: tuple[np.ndarray, tuple[str, ...]]) -> tuple[float, float]:
+    """Read one image, (H, W, 3) uint8, for its texts: `exact_fraction` and `mean_distance`."""
+    pixels, texts = item
+    reading = read(pixels)
+    return exact_fraction(texts, reading), mean_distance(texts, reading)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dit8.eval.provenance import canonical_json
 from dit8.quant.errors import UserError
+from dit8.quant.files import canonical_json
 
 # What decides a checkpoint beside the model, its format and the recipe: only its hash is in a
 # run's name, and a hash does not tell a newer layout from other weights. Here with the values of

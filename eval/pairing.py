@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from dit8.eval.records import Sample, SampleKey
+from dit8.models.types import Sample, SampleKey
 from dit8.quant.errors import UserError
 
 

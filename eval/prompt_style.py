@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from dit8.eval.prompts import caption_texts
 from dit8.eval.quotes import quoted
-from dit8.eval.records import Prompt
+from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 
 STYLES = ("json", "raw")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dit8.eval.records import Prompt
+from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 
 ROW_KEYS = {"id", "caption", "texts", "seed"}

@@ -1,9 +1,10 @@
-"""Record what produced a number: versions, hardware, commit, hashes, and the name of the run."""
+"""Record what produced a number: versions, hardware, commit, and the name of the run.
+
+Hardware is asked for here only, cores aside, which models/threads.py counts.
+"""
 
 import functools
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -11,28 +12,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dit8.quant.errors import UserError
-from dit8.quant.keys import file_sha256
+from dit8.models.threads import usable_cores
+from dit8.quant.files import content_key
 
 PACKAGES = (
     *("torch", "triton", "diffusers", "transformers", "safetensors"),
     *("numpy", "scipy", "scikit-image", "pillow", "rapidocr", "onnxruntime", "rapidfuzz"),
 )
-RUN_ID_DIGITS = 12  # 48 bits: a collision is unlikely below ten million runs
 
 
-def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces: equal values give equal text.
-
-    Raises:
-        ValueError: the value holds something JSON has no exact form for (a path, a nan).
-    """
-    try:
-        return json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"canonical_json: the value is no strict JSON: {error}") from error
+# CPU flags of instructions that multiply int8 and add in int32, x86 and ARM
+INT8_FLAGS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm")
+QUERY = "name,compute_cap,memory.total,driver_version"
 
 
 def run_id(config: Mapping[str, Any], checkpoint_sha: str | None, prompts_sha: str) -> str:
@@ -47,17 +38,7 @@ def run_id(config: Mapping[str, Any], checkpoint_sha: str | None, prompts_sha: s
         prompts_sha: hash of the prompt file.
     """
     identity = {"config": config, "checkpoint": checkpoint_sha, "prompts": prompts_sha}
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:RUN_ID_DIGITS]
-
-
-def sha256_file(path: Path | str) -> str:
-    """Return the SHA-256 of a file's content, 64 hex digits; UserError if it cannot be read."""
-    try:
-        return file_sha256(Path(path))
-    except OSError as error:
-        raise UserError(
-            f"provenance: cannot hash {path} ({error.strerror}), expected a readable file"
-        ) from error
+    return content_key(identity)
 
 
 def versions() -> dict[str, str | None]:
@@ -85,8 +66,8 @@ def hardware() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cpu": cpu_model(system_text("/proc/cpuinfo")),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "gpu": None,
         "gpus": torch.cuda.device_count(),
@@ -94,7 +75,7 @@ def hardware() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-        found["driver"] = _gpu_driver()
+        found["driver"] = gpu_driver()
     return found
 
 
@@ -132,29 +113,67 @@ def _git(repo: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux only; respects a container's CPU set
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@functools.cache
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    for line in text.splitlines():
+def cpu_model(cpuinfo: str) -> str:
+    """Name the processor from the text of /proc/cpuinfo."""
+    for line in cpuinfo.splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-@functools.cache
-def _gpu_driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+def system_text(path: str) -> str:
+    """Read a file of the system; empty where there is none."""
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+        return Path(path).readsystem_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def int8_flags(cpuinfo: str) -> list[str]:
+    """List the int8 dot-product instructions that /proc/cpuinfo tells of."""
+    words: set[str] = set()
+    for line in cpuinfo.splitlines():
+        if line.startswith(("flags", "Features")):
+            words |= set(line.partition(":")[2].split())
+    return [flag for flag in INT8_FLAGS if flag in words]
+
+
+def memory_bytes(meminfo: str, *limits: str) -> tuple[int, int]:
+    """Return total and available memory in bytes, a container's limit respected.
+
+    Args:
+        meminfo: text of /proc/meminfo; empty asks the operating system for the total.
+        limits: texts of cgroup files; "max", empty and absurdly large ones are no limit.
+    """
+    fields = {}
+    for line in meminfo.splitlines():
+        name, _, value = line.partition(":")
+        if value.strip().endswith("kB"):
+            fields[name] = 1024 * int(value.split()[0])
+    total = fields.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = fields.get("MemAvailable", total)
+    for limit in limits:
+        if limit.strip().isdigit():
+            total = min(total, int(limit))
+    return total, min(available, total)
+
+
+def query_gpus(seconds: float = 3.0) -> str | None:
+    """Ask nvidia-smi for QUERY, a line a GPU; None where there is no such program or it fails.
+
+    Args:
+        seconds: after which it counts as failed: a driver in trouble can hang it.
+    """
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return done.stdout
+
+
+@functools.cache
+def gpu_driver() -> str | None:
+    """Return the driver's version; a card that sleeps may take seconds to answer."""
+    first = (query_gpus(30.0) or "").partition("\n")[0]
+    return first.rpartition(",")[2].strip() or None

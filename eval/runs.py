@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dit8.eval.records import Prompt, RunKey, Sample
+from dit8.eval.records import RunKey
 from dit8.models.generate import find_sample
-from dit8.quant.atomic import write_atomically
+from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 RECORD = "run.json"
 

@@ -18,7 +18,7 @@ and a box becomes the row and the column, of ten each, in which its centre lies.
 import json
 from typing import Any
 
-from dit8.eval.records import Sample
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 CELLS = 10  # rows and columns of the grid that places are named by
@@ -43,7 +43,7 @@ def score_text(sample: Sample, mode: str) -> str:
     if not text.strip():
         others = ", ".join(name for name in MODES if name != mode)
         raise UserError(
-            f"score_text: prompt {sample.prompt_id} has no {mode}, expected some text to compare "
+            f"score_text: prompt {sample.prompt.id} has no {mode}, expected some text to compare "
             f"its picture with; add it to the prompt set or choose score_text={others}"
         )
     return text
@@ -78,7 +78,7 @@ def _caption(sample: Sample) -> dict[str, Any]:
         caption = json.loads(sample.caption or "{}")
     except ValueError as error:
         raise UserError(
-            f"score_text: the caption of prompt {sample.prompt_id} is not valid JSON ({error}), "
+            f"score_text: the caption of prompt {sample.prompt.id} is not valid JSON ({error}), "
             "expected a caption object; correct the prompt set"
         ) from error
     return caption if isinstance(caption, dict) else {}
@@ -92,13 +92,13 @@ def _content(sample: Sample) -> str:
         return content_in_words(caption)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"score_text: the caption of prompt {sample.prompt_id} does not follow the schema "
+            f"score_text: the caption of prompt {sample.prompt.id} does not follow the schema "
             f"({type(error).__name__}: {error}), expected background and elements; correct it"
         ) from error
 
 
 MODES = {
-    "idea": lambda sample: sample.idea,
+    "idea": lambda sample: sample.prompt.idea,
     "high_level_description": lambda sample: _caption(sample).get("high_level_description") or "",
     "caption_json": lambda sample: sample.caption,
     "content": _content,

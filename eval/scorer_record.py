@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dit8.eval.ledger import locked
 from dit8.eval.scorers import Scorer
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import locked, write_atomically
 
 MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
 ENVIRONMENT = "environment"  # key of an identity that holds versions: recorded, not compared

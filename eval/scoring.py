@@ -15,7 +15,6 @@ import pandas as pd
 
 from dit8.eval.ledger import SCORES, read_table, score_rows, upsert
 from dit8.eval.pairing import pair_samples
-from dit8.eval.records import Sample
 from dit8.eval.runs import Run
 from dit8.eval.scorer_record import (
     FAILED,
@@ -30,6 +29,7 @@ from dit8.eval.scorer_record import (
 from dit8.eval.scorer_settings import DEFAULTS, Settings, configure_all
 from dit8.eval.scorers import Scorer
 from dit8.eval.scorers.ocr import OcrScorer
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 TIMINGS = ("seconds",)  # scores that differ when a picture is drawn again
@@ -150,8 +150,9 @@ def check_values(scorer: Scorer, samples: Sequence[Sample], values: np.ndarray) 
     low, high = scorer.bounds
     for sample, value in zip(samples, values, strict=True):
         if not np.isfinite(value) or not low - ROUNDING <= value <= high + ROUNDING:
+            prompt_id, seed = sample.key
             raise UserError(
-                f"{scorer.name}: prompt {sample.prompt_id} (seed {sample.seed}) got {value:g}, "
+                f"{scorer.name}: prompt {prompt_id} (seed {seed}) got {value:g}, "
                 f"expected a number in [{low:g}, {high:g}]; look at {sample.image_path}"
             )
 

@@ -16,7 +16,8 @@ import numpy as np
 import scipy
 
 from dit8.eval.pairing import name_keys
-from dit8.eval.records import Interval, SampleKey
+from dit8.eval.records import Interval
+from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
 
 LEVEL = 0.95

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from dit8.eval.exact_match import delta_interval
-from dit8.eval.records import Interval, SampleKey
+from dit8.eval.records import Interval
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import mean_interval
+from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
 
 

@@ -16,9 +16,9 @@ import torch
 
 from dit8.eval.clip_models import Backbone, load_tokenizer, load_towers, missing_packages
 from dit8.eval.images import load_rgb
-from dit8.eval.records import Sample
 from dit8.eval.score_text import score_text
 from dit8.eval.weight_files import verified_sha256
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 

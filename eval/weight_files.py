@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit8.eval.provenance import sha256_file
 from dit8.quant.errors import UserError
+from dit8.quant.files import file_sha256
 
 BLOB = re.compile(r"[0-9a-f]{64}")
 
@@ -95,4 +95,4 @@ def verified_sha256(path: Path, expected: str | None = None) -> str:
 @functools.lru_cache(maxsize=16)
 def _digest(path: Path, size: int, modified_ns: int) -> str:
     """Hash once a process: 4 GB take ten seconds; size and time tell a file that was replaced."""
-    return sha256_file(path)
+    return file_sha256(path)

@@ -6,16 +6,20 @@ be read as a GPU number. Nothing is queried at import.
 """
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-import torch
-
-from dit8.quant.errors import UserError
+if TYPE_CHECKING:
+    import torch
 
 # int8 mma.sync m16n8k32, which the tiles are made of, exists from sm_80 on.
 OLDEST_CAPABILITY = (8, 0)
 
 
-def backend_name(device: torch.device | str) -> str:
+class KernelError(Exception):
+    """One sentence for the user: what the kernels cannot do, what was got, what to do instead."""
+
+
+def backend_name(device: "torch.device | str") -> str:
     """Return which implementation of the kernels runs on `device`.
 
     Args:
@@ -25,32 +29,34 @@ def backend_name(device: torch.device | str) -> str:
         "triton" on CUDA, "cpu-reference" on a CPU.
 
     Raises:
-        UserError: the device is of another type or absent, is older than compute capability 8.0,
+        KernelError: the device is of another type or absent, is older than compute capability 8.0,
             or Triton is not installed beside it.
 
     Does not import Triton and does not launch anything.
     """
+    import torch  # a second, which KernelError alone should not cost
+
     device = torch.device(device)
     if device.type == "cpu":
         return "cpu-reference"
     if device.type != "cuda":
-        raise UserError(
+        raise KernelError(
             f"backend_name: device must be cpu or cuda, got {device}; "
             "no int8 kernel exists for it, use hardware=cpu"
         )
     if not torch.cuda.is_available():
-        raise UserError(
+        raise KernelError(
             f"backend_name: device {device} was asked for, but this torch ({torch.__version__}) "
             "sees no CUDA GPU; install a CUDA build or use hardware=cpu"
         )
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
-        raise UserError(
+        raise KernelError(
             f"backend_name: the int8 kernels need compute capability 8.0 or newer, got "
             f"{capability[0]}.{capability[1]} on {device}; use hardware=cpu"
         )
     if find_spec("triton") is None:
-        raise UserError(
+        raise KernelError(
             f"backend_name: the int8 kernels on {device} need Triton, which is not installed; "
             "install the triton pinned in constraints.txt or use hardware=cpu"
         )

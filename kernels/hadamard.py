@@ -22,7 +22,7 @@ import functools
 
 import torch
 
-from dit8.quant.errors import UserError
+from dit8.kernels.backend import KernelError
 
 SMALLEST_GROUP = 4
 LARGEST_GROUP = 256
@@ -76,12 +76,12 @@ def check_group(k: int, group: int) -> None:
     """Make sure that rows of K values can be rotated in groups of this order.
 
     Raises:
-        UserError: the group is no power of 4 from 4 on, or does not divide K.
+        KernelError: the group is no power of 4 from 4 on, or does not divide K.
     """
     if not is_group(k, group):
-        raise UserError(
+        raise KernelError(
             f"rotate: the group must be a power of 4 >= 4 that divides K={k}, got {group}; take "
-            "the group that quant.rotate.largest_group names, or do not rotate this linear"
+            "the group that kernels.hadamard.largest_group names, or do not rotate this linear"
         )
 
 
@@ -96,13 +96,13 @@ def largest_group(k: int, limit: int = LARGEST_GROUP) -> int:
         a power of 4 from 4 to `limit`.
 
     Raises:
-        UserError: not even 4 divides K, or `limit` is below 4.
+        KernelError: not even 4 divides K, or `limit` is below 4.
     """
     group = SMALLEST_GROUP
     while group * 4 <= limit and k % (group * 4) == 0:
         group *= 4
     if group > limit or not is_group(k, group):
-        raise UserError(
+        raise KernelError(
             f"largest_group: K must be divisible by a power of 4 from 4 to {limit}, got K={k}; "
             "leave this linear out of the rotation"
         )
@@ -123,7 +123,7 @@ def rotate(x: torch.Tensor, group: int) -> torch.Tensor:
 
     Raises:
         ValueError: x is not floating.
-        UserError: as `check_group`.
+        KernelError: as `check_group`.
     """
     if not x.is_floating_point():
         raise ValueError(f"rotate: x must be (..., K) floating, got {tuple(x.shape)} {x.dtype}")

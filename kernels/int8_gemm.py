@@ -343,7 +343,7 @@ def int8_gemm(
 
     Raises:
         ValueError: a shape, dtype, stride or device breaks the signature.
-        UserError: x is on CUDA and no kernel can run there (kernels.backend).
+        KernelError: x is on CUDA and no kernel can run there (kernels.backend).
 
     Does not quantize, does not look at the codes (-128 is multiplied as it stands), and has no
     backward. The tile is looked up, never timed: see kernels/tiles.py.
@@ -387,7 +387,7 @@ def int8_gemm_swiglu(
     Raises:
         ValueError: a shape, dtype, stride or device breaks the signature, or w has an odd number
             of rows.
-        UserError: x is on CUDA and no kernel can run there (kernels.backend).
+        KernelError: x is on CUDA and no kernel can run there (kernels.backend).
     """
     _check("int8_gemm_swiglu", x, x_scale, w, w_scale, None, out_dtype)
     if w.shape[0] % 2:

@@ -122,7 +122,7 @@ def modulated_norm(x: Tensor, weight: Tensor, scale: Tensor, *, eps: float) -> T
 
     Raises:
         ValueError: a shape, dtype or device breaks the signature.
-        UserError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     _check("modulated_norm", {"x": x}, {"weight": weight, "scale": scale})
     return _modulated_norm(x, weight, scale, eps)
@@ -171,7 +171,7 @@ def modulated_norm_quant(
 
     Raises:
         ValueError: a shape, dtype or device breaks the signature.
-        UserError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     _check("modulated_norm_quant", {"x": x}, {"weight": weight, "scale": scale})
     check_before_codes("modulated_norm_quant", x, smooth, rotation)
@@ -208,7 +208,7 @@ def gated_residual(h: Tensor, y: Tensor, weight: Tensor, gate: Tensor, *, eps: f
 
     Raises:
         ValueError: a shape, dtype or device breaks the signature.
-        UserError: h is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: h is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     _check("gated_residual", {"h": h, "y": y}, {"weight": weight, "gate": gate})
     return _gated_residual(h, y, weight, gate, eps)
@@ -262,7 +262,7 @@ def gated_residual_norm(
 
     Raises:
         ValueError: a shape, dtype or device breaks the signature.
-        UserError: h is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: h is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     vectors = dict(weight=weight, gate=gate, next_weight=next_weight, next_scale=next_scale)
     _check("gated_residual_norm", {"h": h, "y": y}, vectors)
@@ -326,7 +326,7 @@ def gated_residual_norm_quant(
 
     Raises:
         ValueError: a shape, dtype or device breaks the signature.
-        UserError: h is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: h is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     vectors = dict(weight=weight, gate=gate, next_weight=next_weight, next_scale=next_scale)
     _check("gated_residual_norm_quant", {"h": h, "y": y}, vectors)

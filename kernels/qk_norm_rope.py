@@ -123,7 +123,7 @@ def qk_norm_rope_(
 
     Raises:
         ValueError: a shape, dtype, stride or device breaks the signature.
-        UserError: qkv is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: qkv is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     _check(qkv, q_weight, k_weight, cos, sin, heads)
     _qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, eps)

@@ -1,6 +1,6 @@
 """Row-wise symmetric int8 quantization of activations, optionally smoothed or rotated first.
 
-    v[m, k]     = x[m, k] / smooth[k], or (x R)[m, k] with R of quant.rotate, or x[m, k]
+    v[m, k]     = x[m, k] / smooth[k], or (x R)[m, k] with R of kernels.hadamard, or x[m, k]
     scale[m]    = max_k |v[m, k]| / 127
     codes[m, k] = clamp(round_half_to_even(v[m, k] / scale[m]), -127, 127)
 
@@ -21,7 +21,7 @@ would write and read the row once more in fp32: 8 bytes a value for 3.
 import torch
 
 from dit8.kernels.backend import backend_name
-from dit8.quant.rotate import LARGEST_GROUP, is_group, rotate
+from dit8.kernels.hadamard import LARGEST_GROUP, is_group, rotate
 
 X_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -150,7 +150,7 @@ def quant_rows(
         x: (..., K) bfloat16, float16 or float32; rows may be strided.
         smooth: (K,) float32, positive: what each input channel is divided by first, or None.
         rotation: order of the Hadamard matrix that every group of columns is multiplied by first,
-            a power of 4 up to 256 that divides K (quant.rotate); 0: none.
+            a power of 4 up to 256 that divides K (kernels.hadamard); 0: none.
 
     Returns:
         codes: (..., K) int8 in [-127, 127], row-major. A row of zeros gives zeros.
@@ -160,7 +160,7 @@ def quant_rows(
 
     Raises:
         ValueError: a shape, dtype or device breaks the signature, or smooth and rotation are given.
-        UserError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: x is on CUDA and the Triton kernel cannot run there (kernels.backend).
 
     Does not look at the values of smooth, and has no backward. Equal bit for bit on CPU and CUDA,
     but for a rotated row: its sums are taken in another order and from 16 bits of each number

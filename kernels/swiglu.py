@@ -65,7 +65,7 @@ def swiglu(u: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: u has another shape or dtype.
-        UserError: u is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: u is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     _check("swiglu", u)
     return _swiglu(u)
@@ -113,7 +113,7 @@ def swiglu_quant(
 
     Raises:
         ValueError: a shape, dtype or device breaks the signature.
-        UserError: u is on CUDA and the Triton kernel cannot run there (kernels.backend).
+        KernelError: u is on CUDA and the Triton kernel cannot run there (kernels.backend).
     """
     _check("swiglu_quant", u)
     check_before_codes("swiglu_quant", u[:, : u.shape[1] // 2], smooth, rotation)

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from dit8.kernels.backend import KernelError
 from dit8.kernels.int8_gemm_tma import SHAPES, TmaConfig, offered, processors_of
 from dit8.kernels.int8_gemm_triton import Config
 from dit8.kernels.shipped import obstacle
-from dit8.quant.errors import UserError
 
 FOLDER = Path(__file__).parent / "tuned"
 OPS = ("gemm", "swiglu")
@@ -75,14 +75,14 @@ def read_table(path: Path) -> Table:
     """Read a table that scripts/tune.py wrote.
 
     Raises:
-        UserError: the file is not such a table.
+        KernelError: the file is not such a table.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         entries = tuple(_entry(item) for item in document["entries"])
         return Table(document["gpu"], document["triton"], entries)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
+        raise KernelError(
             f"{path.name} must be a table of scripts/tune.py, got {type(error).__name__}: {error}; "
             "restore it or run scripts/tune.py again"
         ) from error

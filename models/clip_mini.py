@@ -22,18 +22,20 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from dit8.eval.score_text import CELLS
 from dit8.models.mini_tokenizer import WORDS
 from dit8.models.posters import IMAGE_PX
 from dit8.models.torchvision_shim import import_torchvision
 from dit8.models.training.checkpoint import save_weights
-from dit8.quant.atomic import write_atomically
+from dit8.quant.files import write_atomically
 
 START, END, PAD = "<start>", "<end>", "<pad>"
 CONTEXT = 64  # the longest content of a poster has 42 tokens
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 MAX_BYTES = 10_000_000  # of the weights, which are stored in bf16
+
+
+CELLS = 10  # rows and columns that eval/score_text.py names places by
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 from dit8.models.hub import Listing, RemoteFile, get_file
 from dit8.models.model_folder import INDEX
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 RECORD = "download.json"
 PARTS = ".download"

@@ -6,7 +6,6 @@ batch is the unit that a restart repeats, so a stopped run ends with the picture
 one. A picture's PNG is written last, after its latents: where the PNG stands, all is done.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -18,47 +17,17 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from safetensors.torch import save_file
 
-from dit8.eval.records import Prompt, Sample
 from dit8.models.chat import encode_chat
 from dit8.models.memory import enough_memory
 from dit8.models.threads import THREADS
-from dit8.quant.atomic import write_atomically
+from dit8.models.types import PATCH_PX, Prompt, Sample, Sampler, stack_noise
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 if TYPE_CHECKING:
     from dit8.models.sampling import Engine
 
 METADATA_KEY = "dit8"
-PATCH_PX = 16  # VAE 8x and 2 x 2 patches
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Everything that decides how noise becomes a picture, the weights aside."""
-
-    name: str
-    steps: int
-    guidance: float
-    final_guidance: float  # of the last `final_steps` steps
-    final_steps: int
-    mu: float
-    std: float
-    size_px: int
-    max_sequence_length: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"steps must be at least 1, got {self.steps}")
-        if self.size_px < PATCH_PX or self.size_px % PATCH_PX:
-            raise UserError(
-                f"size must be a multiple of {PATCH_PX} pixels, got {self.size_px}; "
-                f"use {max(PATCH_PX, round(self.size_px / PATCH_PX) * PATCH_PX)}"
-            )
-
-    @property
-    def guidance_schedule(self) -> list[float]:
-        last = min(self.final_steps, self.steps)
-        return [self.guidance] * (self.steps - last) + [self.final_guidance] * last
 
 
 @dataclass(frozen=True)
@@ -67,18 +36,6 @@ class Timing:
 
     image_ms: tuple[float, ...]
     step_ms: tuple[float, ...]
-
-
-def noise_for(prompt_id: str, seed: int, tokens: int, channels: int) -> torch.Tensor:
-    """Draw the initial latents of one picture on the CPU: (tokens, channels) fp32."""
-    digest = hashlib.sha256(f"{prompt_id}/{seed}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randn(tokens, channels, generator=generator)
-
-
-def stack_noise(prompts: Sequence[Prompt], tokens: int, channels: int) -> torch.Tensor:
-    """Draw the initial latents of a batch: (B, tokens, channels) fp32 on the CPU."""
-    return torch.stack([noise_for(p.id, p.seed, tokens, channels) for p in prompts])
 
 
 def check_length(tokenizer: Any, prompts: Sequence[Prompt], limit: int) -> None:
@@ -232,24 +189,7 @@ def save_sample(
     record = about | {"prompt_id": prompt.id, "seed": prompt.seed, "caption": prompt.caption}
     info.add_itxt(METADATA_KEY, json.dumps(record, sort_keys=True, ensure_ascii=False))
     write_atomically(image_path, lambda path: image.save(path, format="PNG", pnginfo=info))
-    return sample_of(prompt, image_path, latents_path, float(about["seconds"]))
-
-
-def sample_of(
-    prompt: Prompt, image_path: Path, latents_path: Path | None, seconds: float
-) -> Sample:
-    """Return the sample of a prompt: what scoring needs to know of it."""
-    return Sample(
-        prompt.id,
-        prompt.seed,
-        prompt.texts,
-        image_path,
-        latents_path,
-        seconds,
-        prompt.caption,
-        prompt.idea,
-        prompt.category,
-    )
+    return Sample(prompt, image_path, latents_path, float(about["seconds"]))
 
 
 def find_sample(prompt: Prompt, folder: Path, *, whole: bool = True) -> Sample | None:
@@ -278,4 +218,4 @@ def find_sample(prompt: Prompt, folder: Path, *, whole: bool = True) -> Sample |
             "delete it and start again"
         ) from error
     latents = latents_path if latents_path.exists() else None
-    return sample_of(prompt, image_path, latents, float(record["seconds"]))
+    return Sample(prompt, image_path, latents, float(record["seconds"]))

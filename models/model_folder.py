@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from dit8.models import architectures
-from dit8.models.ideogram4 import BRANCHES, architecture
+from dit8.quant import architectures
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture
 from dit8.quant.errors import UserError
 from dit8.quant.open_source import open_sources, weight_files
 from dit8.quant.safetensors_reader import SafetensorsFile

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dit8.models import model_folder
-from dit8.models.ideogram4 import BRANCHES
 from dit8.models.threads import THREADS
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 from dit8.quant.load import load_quantized
 from dit8.quant.safetensors_reader import SafetensorsFile

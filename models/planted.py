@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from dit8.models.ideogram4 import BRANCHES, architecture
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture
 from dit8.quant.errors import UserError
 from dit8.quant.plant import plant_outliers
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import Ideogram4Transformer2DModel
 from torch import nn
 
-from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.architectures.ideogram4 import BRANCHES
 
 TEXT, IMAGE = 3, 2  # indicators of the packed sequence
 IMAGE_POSITIONS = 65536  # where image positions start

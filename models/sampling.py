@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dit8.eval.records import Prompt
 from dit8.kernels.backend import backend_name
 from dit8.models.chat import encode_chat
 from dit8.models.engine import EngineBranch
-from dit8.models.generate import PATCH_PX, Sampler, stack_noise
-from dit8.models.ideogram4 import BRANCHES, branch_modules
 from dit8.models.memory import enough_memory, release_memory
 from dit8.models.residency import BranchGuest, Guest
 from dit8.models.threads import THREADS
+from dit8.models.types import PATCH_PX, Prompt, Sampler, stack_noise
+from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules
 from dit8.quant.errors import UserError
 
 ENGINES = ("stock", "dit8")

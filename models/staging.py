@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit8.models.ideogram4 import branch_modules
+from dit8.quant.architectures.ideogram4 import branch_modules
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from diffusers import Ideogram4Transformer2DModel
 
-from dit8.models.architectures import architecture_of
-from dit8.models.ideogram4 import BRANCHES
 from dit8.models.synthetic_values import PATTERN, Pattern, number_of
+from dit8.quant.architectures import architecture_of
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
-from dit8.quant.keys import files_sha256
+from dit8.quant.files import files_sha256
 from dit8.quant.safetensors_writer import SafetensorsWriter
 from dit8.quant.types import Architecture, TensorSpec
 

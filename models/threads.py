@@ -19,10 +19,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from dit8.models.machine import usable_cores
+if TYPE_CHECKING:
+    import torch
 
 STAT = Path("/proc/stat")  # Linux; elsewhere nothing is changed
 LEAST_SECONDS = 0.2  # between two looks: the kernel counts in ticks of 0.01 s
@@ -36,6 +36,13 @@ class Look:
     clock: float
     own: float  # CPU time of this process, all threads
     busy: float  # of all cores that this process may use
+
+
+def usable_cores() -> int:
+    """Count the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only; respects a container's CPU set
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def busy_seconds(stat: str, cores: set[int], ticks: int) -> float:
@@ -73,7 +80,7 @@ class Threads:
         self._last: Look | None = None
         self._most = 0
 
-    def share(self, device: torch.device) -> None:
+    def share(self, device: "torch.device") -> None:
         """Look at the machine and adjust; called between steps, from the thread that computes.
 
         The first call only looks. Nothing happens on a GPU, nor where OMP_NUM_THREADS is set: that
@@ -81,6 +88,8 @@ class Threads:
         """
         if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or not STAT.exists():
             return
+        import torch
+
         now = self._look()
         last = self._last
         if last is None:

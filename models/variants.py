@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit8.kernels.backend import backend_name
-from dit8.models.ideogram4 import architecture, branch_modules
 from dit8.models.memory import enough_memory
 from dit8.models.pipeline import load_pipeline
+from dit8.quant.architectures.ideogram4 import architecture, branch_modules
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.load import load_quantized

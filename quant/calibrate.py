@@ -17,7 +17,7 @@ from dit8.quant.types import ActStats, Architecture
 
 
 class HasId(Protocol):
-    """Anything with an identifier, such as `eval.records.Prompt`."""
+    """Anything with an identifier, such as `models.types.Prompt`."""
 
     @property
     def id(self) -> str: ...
@@ -52,7 +52,7 @@ def calibrate(
         path: the safetensors file, written atomically.
         model_key: identifies the weights.
         prompts_key: identifies everything else that moves an activation: captions, seeds, steps,
-            guidance, size; `quant.keys.content_key` makes one.
+            guidance, size; `quant.files.content_key` makes one.
         sample_steps: steps at which one row of every activation is kept per prompt, for recipes
             that compare output errors; R = steps * prompts rows of K bf16 values.
         save_every: prompts between two writes; raise it when the file is large (act_stats).

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from dit8.quant.atomic import write_atomically
 from dit8.quant.convert import Entry, branch_entries
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 from dit8.quant.formats.table import Format
 from dit8.quant.gguf_writer import GgufTensor, write_gguf
 from dit8.quant.recipe_json import recipe_to_json

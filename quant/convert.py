@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
+from dit8.kernels.hadamard import rotate
 from dit8.quant.act_stats import absmax, max_crest
 from dit8.quant.errors import UserError
+from dit8.quant.files import over_blocks
 from dit8.quant.fold_plan import FoldPlan, divided, plan_folds
 from dit8.quant.formats import comfy
 from dit8.quant.formats.table import Format
 from dit8.quant.int8 import CODE_MAX, quantize_weight
-from dit8.quant.rotate import rotate
-from dit8.quant.row_blocks import over_blocks
 from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import (
     ActStats,

@@ -18,8 +18,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from dit8.quant.atomic import whole_file, writing
 from dit8.quant.errors import UserError
+from dit8.quant.files import whole_file, writing
 from dit8.quant.gguf_header import ALIGNMENT, CHECKSUMS, KINDS, checksum_text
 from dit8.quant.types import TensorSpec
 

@@ -2,9 +2,9 @@
 
     y = (q(t(x)) wq^T) * x_scale * ws + bias,   t(x) = x / smooth, or x R, or x
 
-with R the block-diagonal rotation of `quant.rotate` and q the rounding of `quant.int8`: one scale
-per row from the row itself, or one calibrated scale for all rows. The codes are the same on both
-paths: "fake_quant" turns them back into the compute dtype and multiplies there, "fused" multiplies
+with R the block-diagonal rotation of `kernels.hadamard` and q the rounding of `quant.int8`: one
+scale per row from the row itself, or one calibrated scale for all rows. The codes are the same on
+both paths: "fake_quant" turns them back into the compute dtype and multiplies there, "fused" multiplies
 the integers (int8 x int8 -> int32) and applies both scales once, at the end.
 """
 
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dit8.kernels.hadamard import LARGEST_GROUP, check_group, rotate
 from dit8.kernels.int8_gemm import int8_gemm
 from dit8.kernels.quant_rows import quant_rows
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import dequantize, quantize_rows, quantize_static
-from dit8.quant.rotate import LARGEST_GROUP, check_group, rotate
 
 GEMMS = ("fused", "fake_quant")
 EXACT = ("ws", "smooth", "x_scale")  # buffers that stay fp32 when the module is cast

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from dit8.models.architectures import architecture_of_module, branches_of
+from dit8.quant.architectures import architecture_of_module, branches_of
 from dit8.quant.build_linear import build_modules, check_values, find_linears, read_linear
 from dit8.quant.errors import UserError
 from dit8.quant.linear import check_gemm, check_swappable, refuse_saving, swap_linears

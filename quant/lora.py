@@ -65,7 +65,7 @@ def read_lora(
     Args:
         path: a .safetensors file.
         architecture: of every branch.
-        branches: branch -> attribute of the pipeline, see `models.architectures.branches_of`.
+        branches: branch -> attribute of the pipeline, see `quant.architectures.branches_of`.
         shapes: branch -> "module.weight" -> (N, K), as `BranchSource.shapes`.
 
     Returns:

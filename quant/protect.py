@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 
 from dit8.quant.errors import UserError
+from dit8.quant.files import over_blocks
 from dit8.quant.int8 import quantize_weight
-from dit8.quant.row_blocks import over_blocks
 from dit8.quant.source import StoredWeight
 from dit8.quant.types import RankedLayer
 from dit8.quant.weight_error import error_squares, relative_of

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from dit8.kernels.hadamard import largest_group
 from dit8.quant.act_stats import absmax, max_crest
 from dit8.quant.errors import UserError
 from dit8.quant.protect import protected_count, rank_layers, rounding_damage
-from dit8.quant.rotate import largest_group
 from dit8.quant.source import BranchSource
 from dit8.quant.types import (
     ActStats,

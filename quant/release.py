@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dit8.quant.atomic import writing
 from dit8.quant.errors import UserError
+from dit8.quant.files import writing
 from dit8.quant.model_card import ReleaseCard, ReleasedFile, render_card
 
 WEIGHTS = (".safetensors", ".gguf")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from dit8.quant.atomic import whole_file, writing
+from dit8.quant.files import whole_file, writing
 from dit8.quant.safetensors_header import decode, encode
 from dit8.quant.types import TensorSpec
 

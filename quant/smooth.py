@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from dit8.quant.errors import UserError
-from dit8.quant.row_blocks import over_blocks
+from dit8.quant.files import over_blocks
 from dit8.quant.source import StoredWeight
 from dit8.quant.types import Group
 

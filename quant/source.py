@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 
 from dit8.quant.errors import UserError
+from dit8.quant.files import over_blocks
 from dit8.quant.formats.fp8 import e4m3_to_float
-from dit8.quant.row_blocks import over_blocks
 from dit8.quant.safetensors_reader import SafetensorsFile
 from dit8.quant.types import Architecture
 

@@ -18,7 +18,8 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"ablation: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -26,8 +27,8 @@ except ModuleNotFoundError as missing:
 from dit8.eval.ablation import CELLS, REFERENCE, ablate
 from dit8.eval.ablation_table import render_csv, render_markdown
 from dit8.eval.stats import MIN_PROMPTS
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 from dit8.scripts.ablation_run import Options, measure, read_runs, start_process
 
 
@@ -44,7 +45,7 @@ def tabulate(options: Options) -> dict:
     for entry in entries:
         if entry.verdict:
             verdicts[entry.model][entry.cell.name] = entry.verdict
-    tables = [terse(folder / name) for name in texts]
+    tables = [shorten(folder / name) for name in texts]
     return {"tables": tables, "backend": options.backend, "n": options.n, "verdicts": verdicts}
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from dit8.conf.paths import ROOT, from_root
 from dit8.conf.schema import QuantizeConfig
 from dit8.eval.ablation import (
     ALPHAS,
@@ -28,8 +29,7 @@ from dit8.eval.ablation import (
 )
 from dit8.eval.ledger import SCORES, read_table
 from dit8.eval.newest import newest_runs
-from dit8.models.machine import usable_cores
-from dit8.scripts.cli import ROOT, from_root
+from dit8.models.threads import usable_cores
 from dit8.scripts.job_queue import Ended, Process, Running, Task, run_all
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -13,26 +13,26 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dit8.conf.paths import from_root
 from dit8.conf.schema import ConvertConfig
-from dit8.models.generate import Sampler, denoise
-from dit8.models.ideogram4 import BRANCHES, branch_modules
+from dit8.kernels.backend import KernelError
+from dit8.kernels.hadamard import largest_group, rotate
+from dit8.models.generate import denoise
 from dit8.models.pipeline import load_pipeline, resolve_device
+from dit8.models.types import Sampler
 from dit8.quant.act_stats import absmax
-from dit8.quant.atomic import write_atomically
+from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules
 from dit8.quant.auto import AutoChoice, choose, guidance_weights
-from dit8.quant.errors import UserError
+from dit8.quant.files import content_key, write_atomically
 from dit8.quant.int8 import quantize_weight
-from dit8.quant.keys import content_key
 from dit8.quant.latency import group_cost, latency_scheme, load_latency
 from dit8.quant.linear import Int8Linear
 from dit8.quant.recipe import KEEP, resolve_recipe
 from dit8.quant.replay import Call, record_inputs, velocities
-from dit8.quant.rotate import largest_group, rotate
 from dit8.quant.sensitivity import velocity_damage
 from dit8.quant.smooth import column_absmax, smoothing_scale, snap_power_of_two
 from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import ActStats, Architecture, Group, Recipe, ResolvedRecipe, Scheme
-from dit8.scripts.cli import from_root
 from dit8.scripts.stages import Model, calibration_key, calibration_prompts, make_sampler
 
 BINS = 4  # denoising steps at which damage is measured, spread over the schedule
@@ -103,7 +103,7 @@ def _schemes(recipe: Recipe, group: Group, source: BranchSource) -> dict[str, Sc
     options = {"int8+smooth": Scheme("int8", recipe.alpha, carrier), "bf16": KEEP}
     try:
         options["int8+rotate"] = Scheme("int8", rotation=largest_group(k, ROTATION))
-    except UserError:
+    except KernelError:
         pass  # an odd K has no rotation; the other two remain
     return options
 

@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import ROOT, compose, from_root, make_recipe, one_sentence, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import compose, make_recipe, one_sentence
 except ModuleNotFoundError as missing:
     print(f"bench_convert: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -29,8 +30,8 @@ except ModuleNotFoundError as missing:
 import pandas as pd
 
 from dit8.eval.provenance import git_state, hardware, versions
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 TARGETS = ("smoothquant", "published", "q8_0")
 
@@ -51,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from dit8.models.architectures import architecture_of
-from dit8.models.ideogram4 import BRANCHES
 from dit8.quant.act_stats import load_stats
+from dit8.quant.architectures import architecture_of
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.checkpoint import Origin, save_checkpoint
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.open_source import open_sources
@@ -74,8 +75,8 @@ def convert(source: Path, stats_path: Path, target: str, out: Path) -> dict:
     }
     if not configs:
         raise UserError(
-            f"bench_convert: {terse(source)} must hold a model's branches, got none; make one with "
-            "scripts/make_synthetic.py"
+            f"bench_convert: {shorten(source)} must hold a model's branches, got none; make one "
+            "with scripts/make_synthetic.py"
         )
     subfolders = {branch: BRANCHES[branch] for branch in configs}
     described = architecture_of(next(iter(configs.values())))
@@ -158,7 +159,7 @@ def bench(arguments: argparse.Namespace) -> dict:
     text = render(frame)
     page = from_root(arguments.results) / "tables" / "convert.md"
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
-    return {"table": terse(table), "page": terse(page), "rows": rows}
+    return {"table": shorten(table), "page": shorten(page), "rows": rows}
 
 
 def render(frame: pd.DataFrame) -> str:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"bench_gemm: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -44,8 +45,8 @@ from dit8.eval.gemm_rows import (
     summarize,
 )
 from dit8.eval.ledger import upsert
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 from dit8.scripts.run_identity import identify
 from dit8.scripts.speed_tables import gemm_table
 
@@ -268,7 +269,7 @@ def bench(machine: Machine, plan: Plan, results: Path, say: Callable = print) ->
     say(gemm_table(rows))
     for line in missing.lines():
         say(line)
-    return document | {"table": terse(table), "record": terse(kept)}
+    return document | {"table": shorten(table), "record": shorten(kept)}
 
 
 def main() -> None:

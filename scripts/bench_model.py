@@ -28,14 +28,15 @@ from pathlib import Path as FilePath
 from typing import Any
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"bench_model: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.eval.ledger import upsert
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 from dit8.scripts.run_identity import identify
 
 # 97 GB of weights: the bf16 ones share theirs
@@ -102,7 +103,7 @@ def bench(
     say(model_table(rows))
     document = {
         "run_id": shared["run_id"],
-        "table": terse(run.table),
+        "table": shorten(run.table),
         "rows": len(rows),
         "images": run.images,
         "seconds": round(machine.now() - begun, 1),
@@ -116,7 +117,7 @@ def bench(
     text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     kept = results / "bench" / "runs" / f"{shared['run_id']}.json"
     write_atomically(kept, lambda path: path.write_text(text, encoding="utf-8"))
-    return document | {"record": terse(kept)}
+    return document | {"record": shorten(kept)}
 
 
 def _now() -> datetime.datetime:

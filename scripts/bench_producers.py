@@ -18,7 +18,8 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, one_sentence
+    from dit8.conf.paths import ROOT, from_root
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"bench_producers: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)

@@ -12,7 +12,8 @@ import sys
 import time
 
 try:
-    from dit8.scripts.cli import hydra_main, parse_first, terse
+    from dit8.conf.paths import shorten
+    from dit8.scripts.cli import hydra_main, parse_first
 except ModuleNotFoundError as missing:
     print(f"calibrate: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -30,7 +31,7 @@ def main(config: CalibrateConfig) -> None:
     start = time.monotonic()
     path, stats = calibrate_model(config, open_model(config.model))
     document = {
-        "statistics": terse(path),
+        "statistics": shorten(path),
         "prompts": stats.total,
         "rows": stats.rows,
         "seconds": round(time.monotonic() - start, 2),

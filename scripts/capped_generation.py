@@ -23,11 +23,11 @@ from diffusers import AutoencoderKLFlux2, Ideogram4Pipeline
 from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from dit8.eval.records import Prompt
-from dit8.models.ideogram4 import BRANCHES
 from dit8.models.mini import TOY, build_pipeline
 from dit8.models.random_ideogram4 import build_random
 from dit8.models.sampling import Engine
+from dit8.models.types import Prompt
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 from dit8.scripts.model_paths import MarkingScheduler, Tokens, sampler_at
 from dit8.scripts.random_variants import make_branches

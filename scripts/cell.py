@@ -4,21 +4,23 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from dit8.conf.paths import from_root
 from dit8.conf.schema import EvaluateConfig, RecipeConfig
 from dit8.eval.prompt_style import styled
 from dit8.eval.prompts import first_prompts, load_prompts
 from dit8.eval.provenance import run_id
-from dit8.eval.records import Prompt, RunKey
+from dit8.eval.records import RunKey
 from dit8.eval.scorer_settings import Settings, configure_all
 from dit8.eval.stats import MIN_PROMPTS
-from dit8.models.generate import Sampler, sample_paths
+from dit8.models.generate import sample_paths
 from dit8.models.pipeline import resolve_device, torch_dtype
 from dit8.models.sampling import check_engine
+from dit8.models.types import Prompt, Sampler
 from dit8.models.variants import Variant
 from dit8.quant.errors import UserError
+from dit8.quant.files import content_key, files_sha256
 from dit8.quant.formats.table import get_format
-from dit8.quant.keys import content_key, files_sha256
-from dit8.scripts.cli import from_root, prompt_file, recipe_config, variant_config
+from dit8.scripts.cli import prompt_file, recipe_config, variant_config
 from dit8.scripts.conversion import checkpoint_sha256, find_checkpoint
 from dit8.scripts.devices import check_devices
 from dit8.scripts.sharding import Shard, parse_shard

@@ -27,7 +27,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"check_arch: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -35,8 +36,8 @@ except ModuleNotFoundError as missing:
 import pandas as pd
 
 from dit8.kernels.shipped import MEASURED
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -144,7 +145,7 @@ def merge(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
         kept = pd.read_csv(path, dtype={"triton": str})
         if list(kept.columns) != list(frame.columns):
             raise UserError(
-                f"{terse(path)} must have the columns {', '.join(frame.columns)}, got "
+                f"{shorten(path)} must have the columns {', '.join(frame.columns)}, got "
                 f"{', '.join(kept.columns)}; remove the file and run with each Triton version again"
             )
         part = ["triton", "kernel", "sm"]
@@ -185,7 +186,7 @@ def check(arguments: argparse.Namespace) -> dict:
         merged = merge(out, frame)
         write_atomically(out, lambda path: merged.to_csv(path, index=False))
     return {
-        "out": None if arguments.quick else terse(out),
+        "out": None if arguments.quick else shorten(out),
         "triton": triton.__version__,
         "rows": len(rows),
         "broken": len(failures),

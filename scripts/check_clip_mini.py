@@ -19,7 +19,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, prompt_file, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence, prompt_file
 except ModuleNotFoundError as missing:
     print(f"check_clip_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -29,8 +30,8 @@ import pandas as pd
 from PIL import Image
 
 from dit8.eval.prompts import first_prompts, load_prompts
-from dit8.eval.records import Prompt, Sample
-from dit8.quant.atomic import write_atomically
+from dit8.models.types import Prompt, Sample
+from dit8.quant.files import write_atomically
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 
@@ -91,7 +92,7 @@ def score_saved(scorer: TextImageScorer, folder: Path):
         for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
             path = folder / f"{index}.png"
             picture.save(path)
-            samples.append(Sample(str(index), 0, (), path, None, 0.0, idea=text))
+            samples.append(Sample(Prompt(str(index), "", (), 0, text), path, None, 0.0))
         return scorer.score(samples)
 
     return score
@@ -139,7 +140,7 @@ def check(arguments: argparse.Namespace) -> dict:
     print(text)
     lowest = rows.loc[rows["rate"].idxmin()]
     return {
-        "out": terse(page),
+        "out": shorten(page),
         "sha256": scorer.identity()["sha256"],
         "lowest": {"set": lowest["set"], "kind": lowest["kind"], "rate": float(lowest["rate"])},
         "judged": int((rows["low"] >= LEAST).sum()),

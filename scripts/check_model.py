@@ -25,10 +25,10 @@ from diffusers import Ideogram4Pipeline
 from torch import nn
 
 from dit8.models.engine import EngineBranch
-from dit8.models.generate import PATCH_PX
 from dit8.models.random_ideogram4 import build_random
-from dit8.quant.atomic import write_atomically
+from dit8.models.types import PATCH_PX
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 from dit8.quant.int8 import relative_error
 from dit8.quant.linear import Int8Linear
 from dit8.scripts.gemm_checks import poisoned

@@ -13,7 +13,8 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import ROOT, compose, from_root, one_sentence, prompt_file
+    from dit8.conf.paths import ROOT, from_root
+    from dit8.scripts.cli import compose, one_sentence, prompt_file
 except ModuleNotFoundError as missing:
     print(f"check_vae: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -26,7 +27,7 @@ from dit8.eval.matching import exact_fraction
 from dit8.eval.prompts import first_prompts, load_prompts
 from dit8.eval.reading import read
 from dit8.eval.stats import wilson_interval
-from dit8.quant.atomic import write_atomically
+from dit8.quant.files import write_atomically
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dit8.models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
-from dit8.conf.schema import CHOICES, RecipeConfig, VariantConfig, register
-from dit8.quant.atomic import writing
+from dit8.conf.paths import ROOT, from_root
+from dit8.conf.schema import CHOICES, SCHEMAS, RecipeConfig, VariantConfig
+from dit8.kernels.backend import KernelError
 from dit8.quant.errors import UserError
+from dit8.quant.files import writing
 from dit8.quant.types import Recipe
 from dit8.scripts.sweep import (
     CellRecord,
@@ -31,10 +34,16 @@ from dit8.scripts.sweep import (
     summary_document,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
 UNREAD = 141  # as a shell reports what ended by SIGPIPE
 USE_DEVICES = ("evaluate",)  # scripts that use hardware.devices
+
+
+def register() -> None:
+    """Store the schemas where the defaults lists of conf/*.yaml find them."""
+    store = ConfigStore.instance()
+    for name, node in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=node)
 
 
 def hydra_main(
@@ -133,9 +142,6 @@ def run_all(
         if narrator is not None:
             narrator.say()
 
-    before = os.environ.get("PYTHONPATH")
-    # A launcher's processes find this repository wherever the command was typed.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before)))
     lost = ""
     try:
         with writing(sweep.folder):
@@ -153,9 +159,6 @@ def run_all(
             shutil.rmtree(sweep.folder, ignore_errors=True)
             raise
         lost = " ".join(f"{type(error).__name__}: {error}".split())
-    finally:
-        os.environ.pop("PYTHONPATH")
-        os.environ |= {} if before is None else {"PYTHONPATH": before}
     records = sweep.close()
     document = summary_document(records)
     if lost:
@@ -305,7 +308,7 @@ def _is_unread(stream: TextIO) -> bool:
 
 def mistake(error: Exception) -> str | None:
     """Turn a user's mistake into its sentence; None for anything else, which is a bug."""
-    if not isinstance(error, UserError | HydraException | OmegaConfBaseException):
+    if not isinstance(error, UserError | KernelError | HydraException | OmegaConfBaseException):
         return None
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -326,13 +329,3 @@ def say_what_is_lacking(document: Mapping[str, Any]) -> None:
     for key in ("not_measured", "failed"):
         for name, reason in document[key].items():
             print(f"{name} {key.replace('_', ' ')}: {reason}", file=sys.stderr)
-
-
-def from_root(path: str) -> Path:
-    """Resolve a configured path; relative ones start at the repository."""
-    return ROOT / path
-
-
-def terse(path: Path) -> str:
-    """Show a path relative to the repository when it lies inside."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Mapping
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"compare: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -26,10 +27,10 @@ import pandas as pd
 from dit8.eval.exact_match import delta_interval
 from dit8.eval.ledger import SCORES, read_table
 from dit8.eval.newest import newest_runs
-from dit8.eval.records import SampleKey
 from dit8.eval.stats import mean_interval
-from dit8.quant.atomic import write_atomically
+from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -151,7 +152,7 @@ def main() -> None:
         page, text = results / "tables" / f"{name}_{arguments.model}.md", f"{title}\n\n{table}"
         write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
         print(text)
-        print(json.dumps({"table": terse(page)}))
+        print(json.dumps({"table": shorten(page)}))
 
 
 if __name__ == "__main__":

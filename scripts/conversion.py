@@ -14,15 +14,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dit8.conf.paths import from_root, shorten
 from dit8.conf.schema import ConvertConfig
-from dit8.eval.ledger import locked
-from dit8.eval.provenance import sha256_file
-from dit8.models.ideogram4 import BRANCHES
 from dit8.quant.alpha_search import search_alphas
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
+from dit8.quant.files import content_key, file_sha256, files_sha256, locked
 from dit8.quant.formats.table import Format
-from dit8.quant.keys import content_key, files_sha256
 from dit8.quant.lora import MergedSource, read_lora
 from dit8.quant.open_source import open_sources
 from dit8.quant.recipe import quantized_linears, resolve_recipe
@@ -30,7 +29,7 @@ from dit8.quant.source import BranchSource
 from dit8.quant.stored import checkpoint_files, read_header
 from dit8.quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe
 from dit8.scripts.auto_recipe import resolve_auto
-from dit8.scripts.cli import from_root, make_recipe, terse
+from dit8.scripts.cli import make_recipe
 from dit8.scripts.stages import (
     Model,
     calibrate_model,
@@ -56,7 +55,7 @@ def checkpoint_path(config: ConvertConfig, model: Model, target: Format) -> Path
     """Name the checkpoint of a model, a format, and for int8 formats a calibration and a recipe."""
     label, content = target.name, [model.key, target.name]
     if config.lora is not None:
-        content.append([sha256_file(from_root(config.lora)), config.lora_scale])
+        content.append([file_sha256(from_root(config.lora)), config.lora_scale])
     if target.has_recipe:
         recipe = make_recipe(config.recipe)
         label = recipe.name if target.name == "w8a8" else f"{target.name}-{recipe.name}"
@@ -78,8 +77,8 @@ def _finished_checkpoint(folder: Path, target: Format) -> Path:
     path = checkpoint_file(folder, target)
     if not path.exists():
         raise UserError(
-            f"checkpoint {terse(folder)} must hold {path.name}, got a folder without it; delete it "
-            "and start again"
+            f"checkpoint {shorten(folder)} must hold {path.name}, got a folder without it; delete "
+            "it and start again"
         )
     return path
 
@@ -116,7 +115,7 @@ def _convert(
             shapes = {branch: source.shapes for branch, source in plain.items()}
             lora = read_lora(from_root(config.lora), described, BRANCHES, shapes)
             sources = {b: MergedSource(s, lora, b, config.lora_scale) for b, s in plain.items()}
-            merged = f"{sha256_file(from_root(config.lora))[:12]} x {config.lora_scale:g}"
+            merged = f"{file_sha256(from_root(config.lora))[:12]} x {config.lora_scale:g}"
         resolved = None
         if target.has_recipe:
             resolved = decide(config, model, described, stats, sources)
@@ -176,10 +175,10 @@ def find_checkpoint(config: ConvertConfig, model: Model, target: Format) -> Path
     if not config.model.build_missing:
         recipe = f" recipe={config.recipe.name}" if target.has_recipe else ""
         raise UserError(
-            f"checkpoint {terse(folder)} is missing; make it with python scripts/quantize.py "
+            f"checkpoint {shorten(folder)} is missing; make it with python scripts/quantize.py "
             f"model={config.model.name} format={target.name}{recipe}"
         )
-    print(f"checkpoint {terse(folder)} is missing, building it", file=sys.stderr)
+    print(f"checkpoint {shorten(folder)} is missing, building it", file=sys.stderr)
     return quantize_model(config, model, target).path
 
 
@@ -188,5 +187,5 @@ def checkpoint_sha256(path: Path | None) -> str | None:
     if path is None:
         return None
     if path.is_file():
-        return sha256_file(path)
+        return file_sha256(path)
     return files_sha256(checkpoint_files(path, BRANCHES), root=path)

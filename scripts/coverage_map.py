@@ -15,7 +15,8 @@ import sys
 
 # before numpy is imported: each process multiplies on one core, and sums in one order
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"coverage_map: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -32,8 +33,8 @@ from tqdm import tqdm
 from dit8.eval.coverage import simulate
 from dit8.eval.coverage_cases import cases
 from dit8.eval.coverage_table import is_off, plain_rates, render_csv, render_markdown
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def draw_map(arguments: argparse.Namespace) -> dict:
@@ -63,7 +64,7 @@ def draw_map(arguments: argparse.Namespace) -> dict:
         write_atomically(paths[-1], lambda p, text=text: p.write_text(text, encoding="utf-8"))
     print(texts["md"])
     return {
-        "tables": [terse(path) for path in paths],
+        "tables": [shorten(path) for path in paths],
         "cases": len(listed),
         "experiments": arguments.experiments,
         "covered": plain_rates(cells),

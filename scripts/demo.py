@@ -15,14 +15,15 @@ import sys
 import time
 
 try:
-    from dit8.scripts.cli import compose, from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import compose, one_sentence
 except ModuleNotFoundError as missing:
     print(f"demo: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.eval.stats import MIN_PROMPTS
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 # At most six minutes where a picture takes 5 s in bf16, on 2 cores: 8 captions to calibrate on, a
 # third more than a picture each (statistics, nothing decoded), 55 s; 3 variants x 8 captions of 5
@@ -74,9 +75,9 @@ def demo(captions: int, folder: str = FOLDER, overrides: tuple[str, ...] = ()) -
     write_grid(target / "grid.png", runs[0], runs[1:], COLUMNS)
     print(table)
     return {
-        "checkpoint": terse(quantized.path),
-        "table": terse(target / "table.md"),
-        "grid": terse(target / "grid.png"),
+        "checkpoint": shorten(quantized.path),
+        "table": shorten(target / "table.md"),
+        "grid": shorten(target / "grid.png"),
         "runs": dict(zip(VARIANTS, ids, strict=True)),
         "seconds": round(time.monotonic() - start, 1),
     }

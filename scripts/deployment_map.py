@@ -14,7 +14,8 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"deployment_map: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -23,8 +24,8 @@ from dit8.eval.calibration import calibrate, known, load_bench, measured
 from dit8.eval.deployment import RESOLUTIONS, gains, lay_out
 from dit8.eval.deployment_table import MISSING, render_csv, render_markdown
 from dit8.eval.gpus import load_peaks, load_reported
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 PEAKS, REPORTED = "conf/gpus/peaks.csv", "conf/gpus/reported.csv"
 
@@ -59,7 +60,7 @@ def draw_map(arguments: argparse.Namespace) -> dict:
     print(texts["md"])
     largest = [gain for gain in found if gain.resolution == RESOLUTIONS[0]]
     return {
-        "tables": [terse(path) for path in paths],
+        "tables": [shorten(path) for path in paths],
         "calibrated_on": card.gpu,
         "fractions": {f.unit: MISSING if f.value is None else round(f.value, 3) for f in fractions},
         "step_errors": {

@@ -12,7 +12,8 @@ from pathlib import Path
 from string import Template
 
 try:
-    from dit8.scripts.cli import ROOT, compose, one_sentence
+    from dit8.conf.paths import ROOT
+    from dit8.scripts.cli import compose, one_sentence
 except ModuleNotFoundError as missing:
     print(f"describe_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -26,8 +27,8 @@ import pandas as pd
 from dit8.eval.accuracy import text_accuracy
 from dit8.eval.ledger import SCORES, read_table
 from dit8.eval.prompts import load_prompts
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")
 TARGETS = {"mini_easy": ">= 95 %", "mini_medium": ">= 85 %", "mini_hard": "50-80 %"}

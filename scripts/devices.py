@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 import torch
 from tqdm import tqdm
 
-from dit8.models.machine import usable_cores
+from dit8.kernels.backend import KernelError
+from dit8.models.threads import usable_cores
 from dit8.quant.errors import UserError
 from dit8.scripts.sharding import Shard
 
@@ -128,7 +129,7 @@ def _work(
         torch.set_num_threads(max(1, usable_cores() // workers))
     try:
         work(shard)
-    except UserError as error:
+    except (UserError, KernelError) as error:
         _tell(pipe, MISTAKE, str(error))
         sys.exit(2)
     except KeyboardInterrupt:

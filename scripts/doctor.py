@@ -24,8 +24,7 @@ except ModuleNotFoundError:
     print("doctor: package dit8 is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
-from dit8.models.doctor import examine, report
-from dit8.models.machine import Row
+from dit8.eval.doctor import Row, examine, report
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = {True: "yes", False: "no", None: ""}

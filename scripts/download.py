@@ -15,7 +15,8 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"download: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -77,13 +78,13 @@ def download(arguments: argparse.Namespace) -> dict:
     agree(listing, read_licence(listing, token), arguments.accept_licence)
     print(
         f"{repo}: {len(listing.files)} files, {listing.total_bytes / 1e9:.2f} GB, of which "
-        f"{missing / 1e9:.2f} GB are missing in {terse(folder)}",
+        f"{missing / 1e9:.2f} GB are missing in {shorten(folder)}",
         file=sys.stderr,
     )
     came = fetch(listing, folder, token)
     facts = inspect_folder(folder)
     return {
-        "model": terse(folder),
+        "model": shorten(folder),
         "repository": repo,
         "commit": listing.commit,
         "format": facts.format,

@@ -17,19 +17,20 @@ from datetime import UTC, datetime
 import torch
 from tqdm import tqdm
 
-from dit8.eval.ledger import LATENCY, locked, upsert, write_run
+from dit8.conf.paths import ROOT, from_root
+from dit8.eval.ledger import LATENCY, upsert, write_run
 from dit8.eval.provenance import describe
 from dit8.eval.runs import write_run_record
 from dit8.eval.stats import latency_percentiles
 from dit8.models.companions import Companions
 from dit8.models.generate import generate
-from dit8.models.ideogram4 import BRANCHES
 from dit8.models.pipeline import resolve_device
 from dit8.models.sampling import open_engine
 from dit8.models.variants import build_variant
+from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.files import locked
 from dit8.quant.stored import checkpoint_files
 from dit8.scripts.cell import Cell
-from dit8.scripts.cli import ROOT, from_root
 from dit8.scripts.conversion import checkpoint_sha256
 from dit8.scripts.devices import draw_on_devices, leave_with_parent
 from dit8.scripts.parts import Part, leave, merge

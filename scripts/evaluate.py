@@ -28,7 +28,8 @@ import traceback
 from collections.abc import Sequence
 
 try:
-    from dit8.scripts.cli import from_root, hydra_main, parse_first
+    from dit8.conf.paths import from_root
+    from dit8.scripts.cli import hydra_main, parse_first
 except ModuleNotFoundError as missing:
     print(f"evaluate: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)

@@ -2,14 +2,16 @@
 
 import sys
 
+from dit8.conf.paths import from_root, shorten
 from dit8.conf.schema import EvaluateConfig
 from dit8.eval.categories import categories_of, render_categories, summarize_categories
-from dit8.eval.ledger import SCORES, locked, upsert
+from dit8.eval.ledger import SCORES, upsert
 from dit8.eval.runs import Run, pack_run, read_run
 from dit8.eval.scoring import Outcome, measured_everywhere, outcome_document, rows_of, score_run
 from dit8.eval.table import render_markdown, score_document, summarize
+from dit8.quant.files import locked
 from dit8.scripts.cell import Cell, prepare, reference_of, settings_of
-from dit8.scripts.cli import from_root, say_what_is_lacking, terse
+from dit8.scripts.cli import say_what_is_lacking
 from dit8.scripts.drawing import draw, draw_shard
 from dit8.scripts.sharding import WHOLE
 
@@ -38,9 +40,9 @@ def evaluate(config: EvaluateConfig) -> tuple[dict, str]:
         draw(cell, reference.key.run_id)
         run = read_run(cell.folder)
         outcomes.append(_score(cell, run, reference_run))
-    document = _document(cell) | {"drawn": lacking, "reference": terse(reference.folder)}
+    document = _document(cell) | {"drawn": lacking, "reference": shorten(reference.folder)}
     if config.archive:
-        document["archive"] = terse(pack_run(cell.folder))
+        document["archive"] = shorten(pack_run(cell.folder))
     document |= outcome_document(*outcomes)
     say_what_is_lacking(document)
     measured = measured_everywhere(config.scorers, *outcomes)
@@ -77,7 +79,7 @@ def _draw_shard(cell: Cell) -> dict:
 
 def _document(cell: Cell) -> dict:
     document = {"variant": cell.variant.name, "n": len(cell.prompts), "backend": cell.key.backend}
-    return document | {"run_id": cell.key.run_id, "pictures": terse(cell.folder)}
+    return document | {"run_id": cell.key.run_id, "pictures": shorten(cell.folder)}
 
 
 def _is_reference(cell: Cell) -> bool:

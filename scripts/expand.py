@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"expand: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -29,8 +30,8 @@ from dit8.eval.captions import expected_text, parse
 from dit8.eval.expand import Expander, expand
 from dit8.eval.expand_endpoint import endpoint_expander
 from dit8.eval.expand_template import TemplateExpander
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 OFFLINE = ("template", "poster")  # as quick as a cache
 NAMES = (*OFFLINE, "endpoint", "enhancer")
@@ -143,13 +144,13 @@ def run(arguments: argparse.Namespace) -> dict:
         document |= {"texts": list(expected_text(parse(caption))), "caption": json.loads(caption)}
         if arguments.to is not None:
             write_text(arguments.to, [caption])
-            document["to"] = terse(arguments.to)
+            document["to"] = shorten(arguments.to)
         return document
     rows, failed = expand_all(expander, read_ideas(arguments.ideas), cache, arguments.seed)
     if rows:
         lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
         write_text(arguments.to, lines)
-        document["to"] = terse(arguments.to)
+        document["to"] = shorten(arguments.to)
     return document | {"written": len(rows), "failed": failed}
 
 

@@ -17,13 +17,14 @@ import sys
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import ROOT, one_sentence, terse
+    from dit8.conf.paths import ROOT, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"fill_readme: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 TITLE = re.compile(r"^# (?P<words>.+)$", re.MULTILINE)
 BLOCK = re.compile(r"<!-- table: (?P<path>\S+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -47,7 +48,7 @@ def fill(text: str, page: Path = ROOT / "README.md") -> str:
         path = ROOT / match["path"]
         if not path.is_file():
             raise UserError(
-                f"{terse(page)} names {match['path']}, which does not exist; make it first"
+                f"{shorten(page)} names {match['path']}, which does not exist; make it first"
             )
         table = TITLE.sub(r"**\g<words>**", path.read_text(encoding="utf-8").strip())
         table = LINK.sub(lambda link: f"]({_from(page, link['path'])})", table)
@@ -65,7 +66,7 @@ def main() -> None:
         filled = {page: fill(page.read_text(encoding="utf-8"), page) for page in pages()}
         for page, text in filled.items():
             write_atomically(page, lambda path, text=text: path.write_text(text, encoding="utf-8"))
-            print(terse(page))
+            print(shorten(page))
 
 
 if __name__ == "__main__":

@@ -27,16 +27,16 @@ from functools import partial
 from typing import Any
 
 try:
-    from dit8.scripts.cli import from_root, hydra_main, parse_first, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import hydra_main, parse_first
 except ModuleNotFoundError as missing:
     print(f"fragility: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.conf.schema import FragilityConfig
 from dit8.eval.fragility import as_frame, csv_text, make_rows, render, verdict
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
-from dit8.quant.keys import content_key
+from dit8.quant.files import content_key, write_atomically
 
 if __name__ == "__main__":
     parse_first("fragility", __doc__)  # help and mistakes end here: what follows takes seconds
@@ -45,9 +45,9 @@ import torch
 
 from dit8.eval.fragility_map import draw_map
 from dit8.models.generate import check_length, denoise
-from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.models.pipeline import load_pipeline, resolve_device, torch_dtype
 from dit8.models.random_ideogram4 import RandomPrompt, build_random, run_random
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.latency import role_of
 from dit8.scripts.profiling import Running, Subject, profile
 from dit8.scripts.stages import calibration_prompts, make_sampler, model_architecture, open_model
@@ -162,7 +162,7 @@ def main(config: FragilityConfig) -> None:
     write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
     print(text)
     document = {
-        "rows": terse(path),
+        "rows": shorten(path),
         "linears": len(state["damage"]),
         "verdict": verdict(frame),
         "seconds": round(time.monotonic() - start, 1),

@@ -127,15 +127,15 @@ def generate(caption: str, config: "GenerateConfig") -> dict:
     import torch
     from tqdm import tqdm
 
+    from dit8.conf.paths import shorten
     from dit8.eval.prompts import caption_texts, parse_caption
-    from dit8.eval.records import Prompt
     from dit8.models.generate import check_length, denoise
     from dit8.models.pipeline import load_tokenizer, resolve_device
     from dit8.models.sampling import check_engine, open_engine
+    from dit8.models.types import Prompt
     from dit8.models.variants import Variant, build_variant
-    from dit8.quant.atomic import write_atomically, writing
+    from dit8.quant.files import write_atomically, writing
     from dit8.quant.formats.table import get_format
-    from dit8.scripts.cli import terse
     from dit8.scripts.stages import make_sampler, open_model
 
     beside = caption_path(config.out)
@@ -177,7 +177,7 @@ def generate(caption: str, config: "GenerateConfig") -> dict:
         "caption_file": str(beside),
         "caption": json.loads(caption),
         "variant": variant.name,
-        "checkpoint": None if checkpoint is None else terse(checkpoint),
+        "checkpoint": None if checkpoint is None else shorten(checkpoint),
         "engine": config.engine,
         "backend": backend,
         "seconds": round(seconds, 3),
@@ -190,7 +190,8 @@ def main() -> None:
             print(__doc__, flush=True)
         sys.exit(0 if len(sys.argv) > 1 else 2)
     try:
-        from dit8.scripts.cli import compose, from_root, one_sentence  # slower than --help may be
+        from dit8.conf.paths import from_root  # slower than --help may be
+        from dit8.scripts.cli import compose, one_sentence  # slower than --help may be
     except ModuleNotFoundError as missing:
         print(f"generate: package {missing.name} is missing; run make venv", file=sys.stderr)
         sys.exit(2)

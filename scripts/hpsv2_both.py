@@ -21,9 +21,9 @@ from PIL import Image
 
 from dit8.eval.clip_models import load_tokenizer, load_towers
 from dit8.eval.images import load_rgb
-from dit8.eval.records import Sample
 from dit8.eval.scorers.hpsv2 import ARCHITECTURE, SCORERS
 from dit8.models.torchvision_shim import import_torchvision
+from dit8.models.types import Prompt, Sample
 
 # As the real one, with patches of 14 px, heads 80 wide and 77 tokens, but two layers a tower.
 TINY = {
@@ -110,7 +110,7 @@ def compare(folder: Path, checkpoint: Path) -> list[tuple[str, str, float]]:
         expected = theirs.encode_image(prepared[None], normalize=True)[0]
         add("image features", case, towers.image(load_rgb(path)), expected)
         (score,) = package.score(str(path), TEXTS[0], cp=str(checkpoint), hps_version="v2.1")
-        ours = scorer.score([Sample(case, 0, (), path, None, 0.0, idea=TEXTS[0])])
+        ours = scorer.score([Sample(Prompt(case, "", (), 0, TEXTS[0]), path, None, 0.0)])
         add("score", case, torch.from_numpy(ours), torch.tensor([float(score)]))
     return rows
 

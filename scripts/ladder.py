@@ -14,14 +14,15 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"ladder: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.eval.ledger import SCORES, read_table
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 RECIPES = ("naive", "smooth_only", "smoothquant")
 
@@ -77,7 +78,7 @@ def ladder(arguments: argparse.Namespace) -> dict:
     path = from_root(arguments.results) / "tables" / f"ladder_{arguments.model}.md"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     print(text)
-    return {"table": terse(path), "backend": backends[0], "recipes": list(arguments.recipes)}
+    return {"table": shorten(path), "backend": backends[0], "recipes": list(arguments.recipes)}
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"limits: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -30,8 +31,8 @@ import pandas as pd
 
 from dit8.eval.ledger import SCORES, read_table
 from dit8.eval.margins import load_margins
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -149,7 +150,7 @@ def tabulate(options: Options) -> dict:
     verdicts: dict[str, dict[str, str]] = {}
     for entry in examined.entries:
         verdicts.setdefault(entry.variant, {})[entry.setting.name] = entry.kind or ABSENT
-    return {"table": terse(page), "n": options.n, "verdicts": verdicts}
+    return {"table": shorten(page), "n": options.n, "verdicts": verdicts}
 
 
 def main() -> None:

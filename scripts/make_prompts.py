@@ -9,7 +9,7 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import ROOT
+    from dit8.conf.paths import ROOT
 except ModuleNotFoundError as missing:
     print(f"make_prompts: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -20,7 +20,7 @@ from dit8.eval.matching import exact_fraction
 from dit8.eval.reading import read
 from dit8.models.poster_drawing import draw_poster
 from dit8.models.posters import Poster, caption, make_poster
-from dit8.quant.atomic import write_atomically
+from dit8.quant.files import write_atomically
 
 SETS = {  # name -> (tiers in turn, captions, first poster seed)
     "mini_easy": (("easy",), 200, 1_000_000),

@@ -19,7 +19,8 @@ import time
 from typing import Any
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"make_synthetic: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -85,13 +86,13 @@ def make_synthetic(arguments: argparse.Namespace) -> dict:
         arguments.seed,
     )
     needed = bytes_needed(branch, options)
-    print(f"{terse(folder)} needs {needed / 1e9:.2f} GB of disk", file=sys.stderr)
+    print(f"{shorten(folder)} needs {needed / 1e9:.2f} GB of disk", file=sys.stderr)
     start = time.monotonic()
     with tqdm(total=needed, desc="write", unit="B", unit_scale=True) as bar:
         write_synthetic(folder, branch, options, bar.update)
     seconds = time.monotonic() - start
     document = {
-        "folder": terse(folder),
+        "folder": shorten(folder),
         "weights_per_branch": sum(math.prod(shape) for shape in branch.shapes.values()),
         "bytes": needed,
         "seconds": round(seconds, 2),
@@ -104,7 +105,7 @@ def make_synthetic(arguments: argparse.Namespace) -> dict:
         )
         path = from_root(arguments.stats)
         save_stats(stats, path)
-        document |= {"stats": terse(path), "model_key": key}
+        document |= {"stats": shorten(path), "model_key": key}
     return document
 
 

@@ -22,11 +22,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Ideogram4Pipeline
 from torch import nn
 from torch.nn.attention import sdpa_kernel
 
-from dit8.eval.records import Prompt
 from dit8.models.attention import BACKENDS, choose_attention
-from dit8.models.generate import PATCH_PX, Sampler, denoise
-from dit8.models.ideogram4 import BRANCHES
+from dit8.models.generate import denoise
 from dit8.models.sampling import Clock, Engine
+from dit8.models.types import PATCH_PX, Prompt, Sampler
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 from dit8.scripts.random_variants import VARIANTS, Branches
 

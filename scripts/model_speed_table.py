@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"model_speed_table: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.eval.ledger import read_table
-from dit8.quant.atomic import write_atomically
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,7 +128,7 @@ def main() -> None:
         rows = read_table(results / "bench" / "model.csv", MODEL).to_dict("records")
         text, page = model_table(rows), results / "tables" / "model_speed.md"
         write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
-        print(json.dumps({"page": terse(page), "rows": len(rows)}))
+        print(json.dumps({"page": shorten(page), "rows": len(rows)}))
 
 
 if __name__ == "__main__":

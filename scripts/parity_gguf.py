@@ -25,15 +25,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"parity_gguf: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 import pandas as pd
 
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +53,7 @@ if __name__ == "__main__":
 
 import torch
 
-from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.formats import q4_k, q8_0
 from dit8.quant.gguf_header import KINDS
 from dit8.quant.open_source import weight_files
@@ -237,7 +238,7 @@ def parity(arguments: argparse.Namespace) -> dict:
     print(frame.to_string(index=False, float_format="{:.4g}".format))
     ratios = frame[frame["format"] == "q4_k"]["ratio"]
     return {
-        "out": terse(out),
+        "out": shorten(out),
         "ggml": f"{PACKAGE} {VERSION}",
         "q8_0_bytes_equal": True,  # `compare` stops otherwise
         "q4_k_ratio": {"min": round(ratios.min(), 4), "max": round(ratios.max(), 4)},

@@ -26,15 +26,16 @@ import venv
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"parity_hpsv2: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 import pandas as pd
 
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 PACKAGE, VERSION = "hpsv2", "1.2.0"
 SHA256 = "3ee638b06847bef24e1de43d0b5e3890a4a850034b4bf618e4bb3e78e2d806a1"  # of its wheel
@@ -118,7 +119,7 @@ def parity(arguments: argparse.Namespace) -> dict:
     largest = frame.groupby("quantity", sort=False)["difference"].max()
     print(largest.to_string(float_format="{:.2g}".format))
     return {
-        "out": terse(out),
+        "out": shorten(out),
         "package": f"{PACKAGE} {VERSION}",
         "tensors_equal": found["tensors"],  # the comparison stops otherwise
         "cases": len(frame),

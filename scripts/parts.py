@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dit8.models.generate import Timing
-from dit8.quant.atomic import write_atomically
+from dit8.quant.files import write_atomically
 from dit8.scripts.sharding import Shard
 
 

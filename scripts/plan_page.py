@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from dit8.scripts.cli import ROOT, one_sentence, terse
+    from dit8.conf.paths import ROOT, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"plan_page: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -23,8 +24,8 @@ from dit8.eval.reproduce.estimate import load_measurements
 from dit8.eval.reproduce.plan import TABLES, plan_table
 from dit8.eval.reproduce.step import Machine, Plan, Request, Step, cost, merge, sum_up, total
 from dit8.eval.table import align
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 from dit8.scripts.table_request import peaks_path
 
 PAGE = ROOT / "docs" / "reproduce.md"
@@ -95,7 +96,7 @@ def fill(text: str) -> str:
         name = match["name"]
         if name not in blocks:
             raise UserError(
-                f"{terse(PAGE)} must name a plan of {', '.join(blocks)}, got {name!r}; correct it"
+                f"{shorten(PAGE)} must name a plan of {', '.join(blocks)}, got {name!r}; correct it"
             )
         return f"<!-- plan: {name} -->\n\n{blocks[name]}\n\n<!-- end -->"
 
@@ -106,7 +107,7 @@ def main() -> None:
     with one_sentence("plan_page"):
         text = fill(PAGE.read_text(encoding="utf-8"))
         write_atomically(PAGE, lambda path: path.write_text(text, encoding="utf-8"))
-        print(json.dumps({"page": terse(PAGE)}))
+        print(json.dumps({"page": shorten(PAGE)}))
 
 
 if __name__ == "__main__":

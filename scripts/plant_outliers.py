@@ -12,7 +12,8 @@ import json
 import sys
 
 try:
-    from dit8.scripts.cli import from_root, hydra_main, parse_first, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import hydra_main, parse_first
 except ModuleNotFoundError as missing:
     print(f"plant_outliers: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -39,7 +40,7 @@ def main(config: CalibrateConfig) -> None:
     model = open_model(config.model)
     record = json.loads((model.folder / RECORD).read_text())
     channels = {b: sum(map(len, record[b].values())) for b in ("conditional", "unconditional")}
-    print(json.dumps({"model": terse(model.folder), "key": model.key, "channels": channels}))
+    print(json.dumps({"model": shorten(model.folder), "key": model.key, "channels": channels}))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from torch import nn
 from tqdm import tqdm
 
 from dit8.quant.act_stats import channel_crest
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 from dit8.quant.int8 import relative_error
 from dit8.quant.moments import Moments, kurtosis, merge, recording_moments
 from dit8.quant.replay import Call, record_inputs, velocities

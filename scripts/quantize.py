@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, hydra_main, parse_first, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import hydra_main, parse_first
 except ModuleNotFoundError as missing:
     print(f"quantize: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -93,7 +94,7 @@ def main(config: QuantizeConfig) -> None:
     for key, reason in {} if resolved is None else resolved.reasons.items():
         print(f"{key}: {reason}", file=sys.stderr)
     document = {
-        "checkpoint": terse(quantized.path),
+        "checkpoint": shorten(quantized.path),
         "format": target.name,
         "recipe": None if resolved is None else resolved.recipe.name,
         "linears": quantized.linears,
@@ -103,7 +104,7 @@ def main(config: QuantizeConfig) -> None:
         "peak_rss_bytes": peak_rss_bytes(),
     }
     if config.release:
-        document["release"] = terse(release(config, model, target, quantized))
+        document["release"] = shorten(release(config, model, target, quantized))
     print(json.dumps(document))
 
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"readme_strip: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -28,8 +29,8 @@ from PIL import PngImagePlugin
 
 from dit8.eval.images import load_rgb
 from dit8.eval.reproduce import bench
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,7 +95,7 @@ def draw(folders: Sequence[Path], results: Path, prompts: Sequence[str], part: P
     write_atomically(
         target, lambda path: sheet.save(path, format="PNG", optimize=True, pnginfo=text)
     )
-    return {"strip": terse(target), "runs": ids, "bytes": target.stat().st_size}
+    return {"strip": shorten(target), "runs": ids, "bytes": target.stat().st_size}
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"report: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -81,7 +82,7 @@ def report(
     for note in page.notes:
         print(note)
     return {
-        "report": terse(path),
+        "report": shorten(path),
         "megabytes": round(path.stat().st_size / MEGABYTE, 1),
         "prompts": len(page.exhibits),
         "verdicts": {verdict.label: verdict.kind for verdict in page.verdicts},

@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"reproduce: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.eval.margins import load_margins
 from dit8.eval.reproduce.table import Table, tally
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +82,7 @@ def reproduce(results: Path, number: int | None) -> dict[str, Any]:
     if not any((results / name).exists() for name in MEASURED):
         raise UserError(
             f"results must be a folder with rows ({', '.join(MEASURED)}), got "
-            f"{terse(results)} without any; make some with scripts/evaluate.py or make demo, or "
+            f"{shorten(results)} without any; make some with scripts/evaluate.py or make demo, or "
             "leave results= out for the committed rows"
         )
     tables = build_tables(results, BUILDERS if number is None else (number,))
@@ -93,7 +94,7 @@ def reproduce(results: Path, number: int | None) -> dict[str, Any]:
         counts = tally([table])
         filled = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         print(f"table {table.number}, {table.title}: {filled}")
-    return {"files": [terse(path) for path in paths], "cells": tally(tables)}
+    return {"files": [shorten(path) for path in paths], "cells": tally(tables)}
 
 
 def write_findings(results: Path, tables: Mapping[int, Table]) -> Path:

@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from dit8.conf.paths import ROOT
 from dit8.eval.provenance import describe
 from dit8.quant.errors import UserError
-from dit8.scripts.cli import ROOT
 
 
 def make_run_id(start: datetime.datetime, commit: str, gpu: str) -> str:

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"run_ptx: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -29,8 +30,8 @@ import pandas as pd
 
 from dit8.eval.provenance import git_state
 from dit8.kernels.shipped import configs_for
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 SMS = (80, 86, 89)
 
@@ -213,7 +214,7 @@ def check(arguments: argparse.Namespace) -> dict:
     write_atomically(out, lambda path: frame.to_csv(path, index=False, float_format="%.6g"))
     large = frame[(frame["kernel"] == "int8_gemm") & (frame["m"] == LARGE[0])]
     return {
-        "out": terse(out),
+        "out": shorten(out),
         "rows": len(frame),
         "different": int((~frame["equal"]).sum()),
         "tops": {

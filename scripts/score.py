@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import compose, from_root, one_sentence, say_what_is_lacking
+    from dit8.conf.paths import from_root
+    from dit8.scripts.cli import compose, one_sentence, say_what_is_lacking
 except ModuleNotFoundError as missing:
     print(f"score: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)

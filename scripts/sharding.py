@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dit8.eval.records import Prompt
+from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 
 

@@ -15,15 +15,16 @@ from statistics import geometric_mean
 from typing import Any
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"speed_tables: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.eval.gemm_rows import GEMM, PATHS, PEERS, ROWS_M, SHAPES, STEP_M, Cell, ratios, step_mean
 from dit8.eval.ledger import read_table
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 ABSENT = "–"
 FEW_ROWS = tuple(m for m in ROWS_M if m < min(STEP_M))
@@ -148,7 +149,7 @@ def write_table(results: Path, name: str) -> Path:
     frame = read_table(results / source, layout)
     if frame.empty:
         raise UserError(
-            f"{terse(results / source)} must hold rows, got none; run "
+            f"{shorten(results / source)} must hold rows, got none; run "
             f"scripts/bench_{name}.py on a GPU first"
         )
     text, page = render(frame.to_dict("records")), results / "tables" / f"{name}.md"
@@ -163,7 +164,7 @@ def main() -> None:
         )
         parser.add_argument("--results", default="results")
         results = from_root(parser.parse_args().results)
-        pages = [terse(write_table(results, name)) for name in TABLES]
+        pages = [shorten(write_table(results, name)) for name in TABLES]
         print(json.dumps({"tables": pages}))
 
 

@@ -17,25 +17,24 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from dit8.conf.paths import from_root, shorten
 from dit8.conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
-from dit8.eval.ledger import locked
 from dit8.eval.prompts import first_prompts, load_prompts
-from dit8.eval.records import Prompt
-from dit8.models.architectures import architecture_of
-from dit8.models.generate import Sampler, check_length, denoise
-from dit8.models.ideogram4 import BRANCHES, branch_modules, source_sha256
+from dit8.models.generate import check_length, denoise
 from dit8.models.model_folder import INDEX, components
 from dit8.models.pipeline import load_pipeline, resolve_device
 from dit8.models.planted import check_planted, plant_model
 from dit8.models.staging import staged
+from dit8.models.types import Prompt, Sampler
 from dit8.quant import act_stats
 from dit8.quant.act_stats import load_stats
-from dit8.quant.atomic import writing
+from dit8.quant.architectures import architecture_of
+from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules, source_sha256
 from dit8.quant.calibrate import calibrate
 from dit8.quant.errors import UserError
-from dit8.quant.keys import content_key
+from dit8.quant.files import content_key, locked, writing
 from dit8.quant.types import ActStats, Architecture
-from dit8.scripts.cli import from_root, prompt_file, terse
+from dit8.scripts.cli import prompt_file
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline
@@ -65,12 +64,12 @@ def open_model(config: ModelConfig) -> Model:
     if plant and not index.exists():
         if not config.build_missing:
             raise UserError(
-                f"model {config.name} is not in {terse(folder)}; "
+                f"model {config.name} is not in {shorten(folder)}; "
                 f"make it with scripts/plant_outliers.py model={config.name}"
             )
         with locked(folder):  # seconds; who waited finds it there
             if not index.exists():
-                where = terse(folder)
+                where = shorten(folder)
                 print(f"model {config.name} is missing, planting it in {where}", file=sys.stderr)
                 plant_model(from_root(source), folder, **plant)
     if plant:
@@ -78,10 +77,10 @@ def open_model(config: ModelConfig) -> Model:
     if not index.is_file():
         got = f"no {INDEX} in it" if folder.is_dir() else "a file" if folder.exists() else "nothing"
         raise UserError(
-            f"model {config.name} must be a diffusers folder at {terse(folder)}, got {got} "
+            f"model {config.name} must be a diffusers folder at {shorten(folder)}, got {got} "
             "there; use model=mini, or put the weights of this model there"
         )
-    components(index.read_bytes(), terse(index))  # before gigabytes are hashed
+    components(index.read_bytes(), shorten(index))  # before gigabytes are hashed
     return Model(config, folder, source_sha256(folder))
 
 

@@ -29,8 +29,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 DONE, INCOMPLETE, FAILED = "done", "incomplete", "failed"
 LOOK_SECONDS = 1.0  # between two looks for cells that ended on another machine

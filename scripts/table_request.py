@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit8.conf.paths import ROOT
+from dit8.eval.doctor import read_configs
 from dit8.eval.gpus import Gpu, load_peaks
+from dit8.eval.provenance import query_gpus
 from dit8.eval.reproduce.estimate import gpu_key
 from dit8.eval.reproduce.plan import MODELS, TABLES
 from dit8.eval.reproduce.step import Machine, Request
 from dit8.eval.stats import MIN_PROMPTS
-from dit8.models.doctor import read_configs
-from dit8.models.machine import query_gpus
 from dit8.quant.errors import UserError
-from dit8.scripts.cli import ROOT, compose, mistake
+from dit8.scripts.cli import compose, mistake
 
 MADE_FOR_GB = {"cuda_24gb": 24.0}
 KEYS = ("table", "model", "hardware", "gpu", "n", "results", "plan")

@@ -20,17 +20,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dit8.conf.paths import ROOT, from_root, shorten
+from dit8.eval.doctor import read_configs
 from dit8.eval.gpus import load_peaks
+from dit8.eval.provenance import query_gpus
 from dit8.eval.reproduce.estimate import load_measurements
 from dit8.eval.reproduce.plan import EXTRAS, plan_table
 from dit8.eval.reproduce.step import Need, Plan, Step, merge, render, sum_up, total
+from dit8.eval.requirements import install_command, missing_from_extra, project
 from dit8.eval.scorers import get_scorer
-from dit8.models.doctor import read_configs
-from dit8.models.machine import query_gpus
 from dit8.models.model_folder import INDEX
-from dit8.models.requirements import install_command, missing_from_extra, project
 from dit8.quant.errors import UserError
-from dit8.scripts.cli import ROOT, from_root, terse
 from dit8.scripts.table_request import Wanted, peaks_path, read_words
 
 CHUNK_BYTES = 4096
@@ -144,7 +144,7 @@ def check_disk(folder: Path, needed: float) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"the disk of {terse(place)} must have {needed / 1e9:.1f} GB free, got "
+            f"the disk of {shorten(place)} must have {needed / 1e9:.1f} GB free, got "
             f"{free / 1e9:.1f} GB; free some, or ask for fewer captions with n="
         )
 

@@ -24,7 +24,8 @@ from string import Template
 from typing import Any
 
 try:
-    from dit8.scripts.cli import ROOT, from_root, one_sentence, terse
+    from dit8.conf.paths import ROOT, from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"train_clip_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -32,8 +33,8 @@ except ModuleNotFoundError as missing:
 import numpy as np
 from PIL import Image
 
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,6 +67,7 @@ if __name__ == "__main__":
 import torch
 
 from dit8.eval.poster_ranking import rank_posters
+from dit8.eval.score_text import content_in_words
 from dit8.models.clip_mini import (
     CONTEXT,
     FINE,
@@ -182,7 +184,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         train_clip(
             model,
             average,
-            stream(draw_seed, arguments.fresh, arguments.workers),
+            stream(draw_seed, arguments.fresh, arguments.workers, content_in_words),
             Reservoir(arguments.pool, CONTEXT, device),
             seconds=arguments.seconds,
             elapsed=state["elapsed"],
@@ -216,7 +218,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     if nbytes > MAX_BYTES:
         raise UserError(f"{folder / WEIGHTS} has {nbytes} bytes, expected {MAX_BYTES} at most")
     return {
-        "folder": terse(folder),
+        "folder": shorten(folder),
         "bytes": nbytes,
         "steps": steps,
         "lowest_rate": None if np.isnan(lowest[0]) else round(lowest[0], 4),

@@ -20,7 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 try:
-    from dit8.scripts.cli import from_root, hydra_main, parse_first, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import hydra_main, parse_first
 except ModuleNotFoundError as missing:
     print(f"train_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -28,6 +29,7 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from dit8.conf.schema import TrainMiniConfig
+from dit8.eval.matching import read_one
 from dit8.models.training.curves import Curves
 from dit8.quant.errors import UserError
 
@@ -153,7 +155,7 @@ def run_stages(
     torch.manual_seed(draw_seed)
     counts = {tier: getattr(config.pool, tier) for tier in TIERS}
     filler = PoolFiller(counts, draw_seed, config.workers, device)
-    reader = Reader(config.readers)
+    reader = Reader(config.readers, read_one)
     probes = [
         make_probe(tier, config.probe, encoder, 4 * size.latent_channels, device)
         for tier in TIERS[1:]
@@ -221,7 +223,7 @@ def train(config: TrainMiniConfig) -> Path:
 def main(config: TrainMiniConfig) -> None:
     start = time.monotonic()
     out = train(config)
-    summary = {"out": terse(out), "stage": load_state(out)["stage"]}
+    summary = {"out": shorten(out), "stage": load_state(out)["stage"]}
     summary["seconds"] = round(time.monotonic() - start, 1)
     (out / "run.json").write_text(
         json.dumps(summary | {"config": asdict(config)}, indent=2, sort_keys=True) + "\n"

@@ -19,15 +19,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 try:
-    from dit8.scripts.cli import one_sentence, terse
+    from dit8.conf.paths import shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"tune: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from tqdm import tqdm
 
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 ROWS = (1, 17, 64, 128, 256, 512, 1088, 2304, 2604, 4096, 4396, 6221)
 
@@ -298,7 +299,7 @@ def run(shapes: dict, args: argparse.Namespace, device: torch.device) -> dict:
         "triton": triton.__version__,
         "products": len(found),
         "slower_than_bf16": [[e.op, e.m, e.n, e.k] for e in slower],
-        "table": terse(table_path(gpu)),
+        "table": shorten(table_path(gpu)),
     }
 
 

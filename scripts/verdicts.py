@@ -16,7 +16,8 @@ import sys
 from collections.abc import Mapping
 
 try:
-    from dit8.scripts.cli import from_root, one_sentence, terse
+    from dit8.conf.paths import from_root, shorten
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"verdicts: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -26,9 +27,9 @@ import pandas as pd
 from dit8.eval.ledger import SCORES, read_table
 from dit8.eval.margins import Margin, load_margins
 from dit8.eval.newest import newest_runs
-from dit8.eval.records import SampleKey
-from dit8.quant.atomic import write_atomically
+from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -161,7 +162,7 @@ def verdicts(arguments: argparse.Namespace) -> dict:
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
     print(text)
     kinds = {name: conclude(name, "", each).kind for name, each in found.items()}
-    return {"table": terse(page), "verdicts": kinds}
+    return {"table": shorten(page), "verdicts": kinds}
 
 
 def main() -> None:

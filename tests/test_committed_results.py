@@ -9,7 +9,7 @@ import pytest
 
 from dit8.eval.accuracy import text_accuracy
 from dit8.eval.ledger import SCORES, read_table
-from dit8.eval.records import Prompt
+from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 from dit8.scripts import (
     ablation,

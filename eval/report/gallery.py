@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dit8.eval.records import Sample, SampleKey
 from dit8.eval.report.data import Exhibit, Measure, Picture
 from dit8.eval.report.load import Evaluation, Measured
 from dit8.eval.report.pictures import GAIN, MEGABYTE, Shot, Thumbnail, make_thumbnails
 from dit8.eval.report.readings import ReadTexts
+from dit8.models.types import Sample, SampleKey
 
 # what the gallery is sorted by: the first of these that was measured, else the first score
 RANKING = ("lpips", "latent_error", "ssim", "psnr")
@@ -116,8 +116,8 @@ def _picture(
 def _exhibit(sample: Sample, pictures: tuple[Picture, ...], ranked_by: str) -> Exhibit:
     return Exhibit(
         key=sample.key,
-        category=sample.category,
-        idea=sample.idea,
+        category=sample.prompt.category,
+        idea=sample.prompt.idea,
         caption=_indent(sample.caption),
         texts=sample.texts,
         pictures=pictures,

@@ -16,12 +16,13 @@ import pandas as pd
 
 from dit8.eval.ledger import LATENCY, SCORES, read_table
 from dit8.eval.pairing import name_keys
-from dit8.eval.records import RunKey, SampleKey
+from dit8.eval.records import RunKey
 from dit8.eval.report.harmless import is_harmless
 from dit8.eval.runs import RECORD, Run, read_run
 from dit8.eval.scorer_record import Entries, read_entries
 from dit8.eval.scorers import get_scorer
 from dit8.eval.scoring import applicable
+from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
 
 SHARED = ("variant", "model", "prompt_set")  # by the reference and a run of its noise floor

@@ -20,7 +20,7 @@ def page_facts(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
     """Return what holds for the whole report, for its head."""
     reference = evaluation.reference
     samples = reference.run.samples
-    seeds = len(samples) // max(1, len({sample.prompt_id for sample in samples}))
+    seeds = len(samples) // max(1, len({sample.prompt.id for sample in samples}))
     facts = [
         ("model", reference.key.model),
         ("prompts", f"{reference.key.prompt_set}, {len(samples) // max(1, seeds)}"),

@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dit8.eval.matching import exact_fraction, lines, normalize
-from dit8.eval.provenance import sha256_file
 from dit8.eval.reading import Box, Reading, read_files, reader_identity
-from dit8.eval.records import SampleKey
 from dit8.eval.runs import Run
-from dit8.quant.atomic import write_atomically
-from dit8.quant.keys import content_key
+from dit8.models.types import SampleKey
+from dit8.quant.files import content_key, file_sha256, write_atomically
 
 CACHE = "readings.json"
 
@@ -67,7 +65,7 @@ def _read_kept(paths: Sequence[Path], workers: int) -> list[Reading]:
     cache = paths[0].parent / CACHE
     reader = content_key(reader_identity())
     kept = _load(cache, reader)
-    digests = [sha256_file(path) for path in paths]
+    digests = [file_sha256(path) for path in paths]
     unread = {d: p for d, p in zip(digests, paths, strict=True) if d not in kept}
     if unread:
         new = read_files(list(unread.values()), workers)

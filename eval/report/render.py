@@ -19,8 +19,8 @@ from dit8.eval.report.numbers import (
     format_range,
     format_ratio,
 )
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 TEMPLATES = Path(__file__).parent
 HTML = "report.html"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dit8.conf.paths import ROOT
 from dit8.eval.calibration import calibrate, known, load_bench, measured
 from dit8.eval.deployment import BASE, RESOLUTIONS, lay_out
 from dit8.eval.deployment import Cell as Place
@@ -29,7 +30,7 @@ from dit8.models.footprint import CONTEXT_BYTES
 from dit8.models.work import VARIANTS
 
 SLUG = "deployment"
-CONF = Path(__file__).resolve().parents[2] / "conf" / "gpus"
+CONF = ROOT / "conf" / "gpus"
 CARD = "h200"  # the one that was measured
 WHERE, OTHERS, PAPERS = "that card, random weights", "fractions of the H200", "the papers"
 SIZE = RESOLUTIONS[0]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from dit8.conf.paths import ROOT
 from dit8.eval.reproduce.table import Cell, empty
 from dit8.quant.errors import UserError
 
-FOLDER = Path(__file__).resolve().parents[2] / "results" / "paper"
+FOLDER = ROOT / "results" / "paper"
 UNREPORTED = "not reported"
 
 

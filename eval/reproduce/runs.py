@@ -21,9 +21,9 @@ from typing import Any
 import pandas as pd
 
 from dit8.eval.ledger import SCORES, read_table
-from dit8.eval.records import SampleKey
 from dit8.eval.reproduce.table import Cell, empty
 from dit8.eval.table import values_by_key
+from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
 
 RAW = "-raw"  # what a prompt set is called when its captions were drawn as plain sentences

@@ -23,8 +23,8 @@ from dit8.eval.reproduce import (
 from dit8.eval.reproduce.paper import FOLDER as PAPERS
 from dit8.eval.reproduce.render import render_csv, render_latex, render_markdown
 from dit8.eval.reproduce.table import Table
-from dit8.quant.atomic import write_atomically
 from dit8.quant.errors import UserError
+from dit8.quant.files import write_atomically
 
 BUILDERS: Mapping[int, Callable[[Path], Table]] = {
     1: speed.build,

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dit8.conf.paths import ROOT
 from dit8.eval.categories import split_by_category
 from dit8.eval.exact_match import delta_interval
 from dit8.eval.prompts import load_prompts
-from dit8.eval.records import SampleKey
 from dit8.eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
 from dit8.eval.reproduce.runs import (
     CPU,
@@ -37,9 +37,10 @@ from dit8.eval.reproduce.table import (
 )
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import MIN_PROMPTS, mean_interval
+from dit8.models.types import SampleKey
 
 SLUG = "text"
-PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
+PROMPTS = ROOT / "prompts"
 SCORERS = ("ocr_exact", "ocr_ned")
 LABELS = {"ocr_exact": "exact", "ocr_ned": "NED"}
 JSON, RAW, CHANGE, UNKNOWN = "JSON", "raw", "JSON − raw", "of version 1"

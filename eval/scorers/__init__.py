@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dit8.eval.records import Sample
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 

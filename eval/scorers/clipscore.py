@@ -17,11 +17,11 @@ no photographs.
 
 from pathlib import Path
 
+from dit8.conf.paths import ROOT
 from dit8.eval.clip_models import LOCAL_DIR, OPEN_CLIP_FILES, TRANSFORMERS_FILES, Backbone
 from dit8.eval.text_image import TextImageScorer, given_path
 from dit8.eval.weight_files import HubFiles, find_in_cache
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIP_MINI = f"{LOCAL_DIR}models/clip_mini"
 PROCESSOR_FILES = (("preprocessor_config.json",), ("tokenizer.json", "vocab.json"))
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dit8.eval.pairing import pair_samples
-from dit8.eval.records import Sample
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 TENSOR = "latents"
@@ -76,8 +76,8 @@ def _latents(sample: Sample) -> torch.Tensor:
     path = sample.latents_path
     if path is None:
         raise UserError(
-            f"latent_error: no latents were saved for prompt {sample.prompt_id}"
-            f" (seed {sample.seed}); generate it again with latents kept"
+            f"latent_error: no latents were saved for prompt {sample.prompt.id}"
+            f" (seed {sample.prompt.seed}); generate it again with latents kept"
         )
     try:
         with safe_open(path, framework="pt") as file:

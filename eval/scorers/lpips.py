@@ -26,9 +26,9 @@ import torch
 from dit8.eval.images import load_pair
 from dit8.eval.pairing import pair_samples
 from dit8.eval.provenance import installed_versions
-from dit8.eval.records import Sample
 from dit8.eval.weight_files import verified_sha256
 from dit8.models.torchvision_shim import import_torchvision
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 VERSION = "0.1"

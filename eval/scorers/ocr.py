@@ -15,7 +15,7 @@ import numpy as np
 
 from dit8.eval.matching import exact_fraction, mean_distance, strict_fraction
 from dit8.eval.reading import DEFAULT, PAD_PX, Reading, obstacle, read_files, reader_identity
-from dit8.eval.records import Sample
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 
@@ -61,7 +61,7 @@ class OcrScorer:
         for sample in samples:
             if not sample.texts:
                 raise UserError(
-                    f"{self.name}: prompt {sample.prompt_id} expects no text, so nothing can be"
+                    f"{self.name}: prompt {sample.prompt.id} expects no text, so nothing can be"
                     " read; leave this scorer out or give the prompt its texts"
                 )
         paths = [sample.image_path for sample in samples]

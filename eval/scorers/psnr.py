@@ -14,7 +14,7 @@ import numpy as np
 from dit8.eval.images import load_pair
 from dit8.eval.pairing import pair_samples
 from dit8.eval.provenance import installed_versions
-from dit8.eval.records import Sample
+from dit8.models.types import Sample
 
 CAP_DB = 100.0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dit8.eval.records import Sample
+from dit8.models.types import Sample
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ are from the training side of the split throughout.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dit8.eval.score_text import content_in_words
 from dit8.models.clip_mini import build_clip_tokenizer, encode_texts
 from dit8.models.poster_drawing import draw_poster
 from dit8.models.poster_variants import moved, other_color, other_letter, other_word
@@ -24,6 +24,7 @@ GROUP = 8
 TIER_SHARES = (0.05, 0.25, 0.35, 0.35)  # in the order of TIERS
 
 Block = tuple[torch.Tensor, torch.Tensor]
+Words = Callable[[dict[str, Any]], str]  # a caption in words, such as score_text.content_in_words
 
 
 def draw_group(seed: int) -> list[Poster]:
@@ -47,8 +48,8 @@ class PosterStream(IterableDataset):
     no two workers draw the same one.
     """
 
-    def __init__(self, seed: int, groups: int):
-        self.seed, self.groups = seed, groups
+    def __init__(self, seed: int, groups: int, words: Words):
+        self.seed, self.groups, self.words = seed, groups, words
 
     def __iter__(self) -> Iterator[Block]:
         worker = get_worker_info()
@@ -58,17 +59,19 @@ class PosterStream(IterableDataset):
             start = self.seed * 10**9 + block * self.groups
             posters = [p for i in range(self.groups) for p in draw_group(start + i)]
             pixels = np.stack([np.asarray(draw_poster(poster)) for poster in posters])
-            texts = [content_in_words(caption(poster)) for poster in posters]
+            texts = [self.words(caption(poster)) for poster in posters]
             yield torch.from_numpy(pixels), encode_texts(tokenizer, texts)
             block += stride
 
 
-def stream(seed: int, groups: int, workers: int) -> Iterator[Block]:
+def stream(seed: int, groups: int, workers: int, words: Words) -> Iterator[Block]:
     """Draw blocks in `workers` processes (0: in this one), some of them ahead."""
     # spawn: forking a process that has started CUDA or threads may deadlock
     options = {"multiprocessing_context": "spawn", "prefetch_factor": 2} if workers else {}
     return iter(
-        DataLoader(PosterStream(seed, groups), batch_size=None, num_workers=workers, **options)
+        DataLoader(
+            PosterStream(seed, groups, words), batch_size=None, num_workers=workers, **options
+        )
     )
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dit8.eval.matching import exact_fraction, mean_distance
-from dit8.eval.reading import read
 from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
 from dit8.models.poster_drawing import draw_poster
@@ -16,6 +14,9 @@ from dit8.models.posters import Poster, caption_json, make_poster
 from dit8.models.training.flow import IMAGE_TOKENS, sample
 from dit8.models.training.pool import decode_tokens
 from dit8.models.training.text import text_features
+
+# (pixels (H, W, 3) uint8, texts) -> (share of the texts read exactly, mean edit distance)
+ReadOne = Callable[[tuple[np.ndarray, tuple[str, ...]]], tuple[float, float]]
 
 PROBE_SEED = 5_000_000  # probe posters: held-out words, seeds apart from the published sets'
 
@@ -55,17 +56,16 @@ def draw_probe(model, vae, probe: Probe, steps: int) -> np.ndarray:
     return decode_tokens(vae, latents).cpu().numpy()
 
 
-def read_one(item: tuple[np.ndarray, tuple[str, ...]]) -> tuple[float, float]:
-    """Score one picture: share of its texts read exactly, and mean edit distance."""
-    pixels, texts = item
-    reading = read(pixels)
-    return exact_fraction(texts, reading), mean_distance(texts, reading)
-
-
 class Reader:
-    """A pool of OCR processes; results arrive through a callback while training goes on."""
+    """A pool of OCR processes; results arrive through a callback while training goes on.
 
-    def __init__(self, workers: int):
+    Args:
+        workers: processes; 0: nothing is read.
+        read_one: gives a picture and its texts two numbers, such as `eval.matching.read_one`.
+    """
+
+    def __init__(self, workers: int, read_one: ReadOne):
+        self._read_one = read_one
         self._pool = mp.get_context("spawn").Pool(workers) if workers else None
         self._failures: list[BaseException] = []
 
@@ -86,7 +86,7 @@ class Reader:
 
         # An error callback that raises ends the pool's own thread, and close() waits for ever.
         failed = self._failures.append
-        self._pool.map_async(read_one, items, callback=done, error_callback=failed)
+        self._pool.map_async(self._read_one, items, callback=done, error_callback=failed)
 
     def close(self) -> None:
         """Wait for what is under way and end the processes.

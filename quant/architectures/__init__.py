@@ -1,6 +1,6 @@
 """The models that dit8 knows, found by the class names that diffusers writes into its files.
 
-A model is a file like `models/ideogram4.py` or `models/flux.py` and one line in each table here.
+A model is a file like `ideogram4.py` or `flux.py` and one line in each table here.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dit8.models import flux, ideogram4
+from dit8.quant.architectures import flux, ideogram4
 from dit8.quant.errors import UserError
 from dit8.quant.types import Architecture
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from dit8.quant.errors import UserError
-from dit8.quant.keys import files_sha256
+from dit8.quant.files import files_sha256
 from dit8.quant.types import Architecture, Group, StoredLinear
 
 # prefix in files and reports -> attribute of the pipeline (also its subfolder on disk)

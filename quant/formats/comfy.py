@@ -2,8 +2,8 @@
 
     W R ~ weight * weight_scale        y = (q(x R) weight^T) * x_scale * weight_scale^T + bias
 
-with R as in `quant.rotate` (the identity without "convrot") and q a scale per row, from the row:
-what `quant.linear.Int8Linear` computes. Three tensors a linear:
+with R as in `kernels.hadamard` (the identity without "convrot") and q a scale per row, from the
+row: what `quant.linear.Int8Linear` computes. Three tensors a linear:
 
     .weight         int8 (N, K)
     .weight_scale   fp32 (N, 1)
@@ -34,8 +34,8 @@ from typing import Any
 
 import torch
 
+from dit8.kernels.hadamard import check_group, is_group
 from dit8.quant.errors import UserError
-from dit8.quant.rotate import check_group, is_group
 from dit8.quant.types import TensorSpec
 
 FORMAT = "int8_tensorwise"  # the name is older than the row scales

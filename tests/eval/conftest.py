@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from dit8.eval.records import Sample
+from dit8.models.types import Prompt, Sample
 
 
 @pytest.fixture
@@ -38,6 +38,6 @@ def make_sample(tmp_path: Path) -> Callable[..., Sample]:
         path = tmp_path / folder / f"{prompt_id}_{seed}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
-        return Sample(prompt_id, seed, texts, path, None, 1.5)
+        return Sample(Prompt(prompt_id, "", texts, seed), path, None, 1.5)
 
     return make

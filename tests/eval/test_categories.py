@@ -12,8 +12,8 @@ from dit8.eval.categories import (
     summarize_categories,
 )
 from dit8.eval.exact_match import discordant_interval
-from dit8.eval.records import Sample
 from dit8.eval.stats import mean_interval
+from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 
 # six signs, four covers, two of food, one without a category
@@ -86,8 +86,8 @@ def test_a_missing_partner_is_an_error():
 
 
 def test_categories_come_with_the_samples(tmp_path):
-    sample = Sample("p0", 0, (), tmp_path / "x.png", None, 1.0, category="food")
-    bare = replace(sample, prompt_id="p1", category="")
+    sample = Sample(Prompt("p0", "", (), 0, category="food"), tmp_path / "x.png", None, 1.0)
+    bare = replace(sample, prompt=Prompt("p1", "", (), 0))
     assert categories_of([sample, bare]) == {"p0": "food"}
     split = split_by_category({("p0", 0): 1.0, ("p0", 1): 2.0, ("p1", 0): 3.0}, {"p0": "food"})
     assert split == {"food": {("p0", 0): 1.0, ("p0", 1): 2.0}}

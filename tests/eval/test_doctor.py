@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dit8.models import doctor, machine
-from dit8.models.doctor import (
+from dit8.eval.doctor import (
+    Row,
     checkpoint_names,
     examine,
     extra_rows,
@@ -17,7 +17,7 @@ from dit8.models.doctor import (
     variant_rows,
     weight_rows,
 )
-from dit8.models.machine import Row
+from dit8.models import doctor, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = """[project]

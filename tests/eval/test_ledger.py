@@ -10,14 +10,15 @@ import pytest
 
 from dit8.eval import ledger
 from dit8.eval.ledger import LATENCY, SCORES, read_table, score_rows, upsert, write_run
-from dit8.eval.records import RunKey, Sample
+from dit8.eval.records import RunKey
+from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 
 RUN = RunKey("0123456789ab", "mini", "int8", "none", "diffusers", "float32", "triton", "hard")
 
 
 def sample(prompt_id: str, seed: int = 0) -> Sample:
-    return Sample(prompt_id, seed, (), Path("x.png"), None, 0.0)
+    return Sample(Prompt(prompt_id, "", (), seed), Path("x.png"), None, 0.0)
 
 
 def rows(*values: float, scorer: str = "psnr") -> list[dict]:

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 from dit8.eval.pairing import name_keys, pair_samples
-from dit8.eval.records import Sample
+from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 
 
 def sample(prompt_id: str, seed: int = 0, seconds: float = 0.0) -> Sample:
-    return Sample(prompt_id, seed, (), Path("x.png"), None, seconds)
+    return Sample(Prompt(prompt_id, "", (), seed), Path("x.png"), None, seconds)
 
 
 def test_partners_are_found_by_id_and_seed_not_by_position():

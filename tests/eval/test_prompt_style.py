@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dit8.eval.prompt_style import styled
-from dit8.eval.records import Prompt
+from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 
 

@@ -7,17 +7,10 @@ from pathlib import Path
 import pytest
 
 from dit8.eval import provenance
-from dit8.eval.provenance import (
-    canonical_json,
-    describe,
-    git_state,
-    hardware,
-    run_id,
-    sha256_file,
-    versions,
-)
-from dit8.quant import keys
+from dit8.eval.provenance import describe, git_state, hardware, run_id, versions
+from dit8.quant import files
 from dit8.quant.errors import UserError
+from dit8.quant.files import canonical_json, file_sha256
 
 
 def test_canonical_json_does_not_depend_on_key_order():
@@ -42,11 +35,11 @@ def test_run_id_is_the_hash_of_what_determines_the_scores():
 
 
 def test_file_hash(tmp_path):
-    data = b"x" * (keys.CHUNK_BYTES + 3)  # more than one chunk
+    data = b"x" * (files.CHUNK_BYTES + 3)  # more than one chunk
     (tmp_path / "a").write_bytes(data)
-    assert sha256_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
     with pytest.raises(UserError, match=r"cannot hash .*none .*, expected a readable file"):
-        sha256_file(tmp_path / "none")
+        file_sha256(tmp_path / "none")
 
 
 def test_versions_name_python_and_what_is_missing(monkeypatch):

@@ -5,12 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dit8.models.requirements import (
-    check_requirement,
-    imported_packages,
-    lacking,
-    missing_from_extra,
-)
+from dit8.eval.requirements import check_requirement, imported_packages, lacking, missing_from_extra
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = """[project]

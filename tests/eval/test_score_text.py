@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dit8.eval.records import Sample
 from dit8.eval.score_text import MODES, content_in_words, score_text
 from dit8.models.posters import caption, make_poster
+from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 
 CAPTION = {
@@ -21,9 +21,12 @@ CAPTION = {
         ],
     },
 }
-SAMPLE = Sample(
-    "p0", 0, ("Été 7",), Path("p0.png"), None, 1.0, json.dumps(CAPTION), "a poster of summer"
-)
+PROMPT = Prompt("p0", json.dumps(CAPTION), ("Été 7",), 0, "a poster of summer")
+SAMPLE = Sample(PROMPT, Path("p0.png"), None, 1.0)
+
+
+def changed(**fields) -> Sample:
+    return dataclasses.replace(SAMPLE, prompt=dataclasses.replace(PROMPT, **fields))
 
 
 def test_each_mode_gives_its_text():
@@ -38,7 +41,7 @@ def test_each_mode_gives_its_text():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_text_that_is_missing_names_prompt_and_choices(mode):
-    bare = dataclasses.replace(SAMPLE, caption="", idea=" ")
+    bare = changed(caption="", idea=" ")
     others = ", ".join(name for name in MODES if name != mode)
     with pytest.raises(UserError, match=f"prompt p0 has no {mode}, .* score_text={others}$"):
         score_text(bare, mode)
@@ -46,7 +49,7 @@ def test_a_text_that_is_missing_names_prompt_and_choices(mode):
 
 def test_no_text_stands_in_for_another():
     without = {"compositional_deconstruction": {"background": "red", "elements": []}}
-    sample = dataclasses.replace(SAMPLE, caption=json.dumps(without))
+    sample = changed(caption=json.dumps(without))
     with pytest.raises(UserError, match="has no high_level_description"):
         score_text(sample, "high_level_description")
     assert score_text(sample, "content") == "red"
@@ -71,7 +74,7 @@ def test_an_unknown_mode_is_named():
 )
 def test_a_caption_that_is_none_is_named(text, message):
     with pytest.raises(UserError, match=message):
-        score_text(dataclasses.replace(SAMPLE, caption=text), "content")
+        score_text(changed(caption=text), "content")
 
 
 def test_the_last_tenth_holds_the_end():

@@ -147,8 +147,11 @@ def test_a_row_that_differs_needs_overwrite_unless_it_is_a_time(runs, ledger, ma
     slower = tuple(dataclasses.replace(sample, seconds=2.5) for sample in run.samples)
     again = dataclasses.replace(run, samples=slower)
     # complete rows are trusted; one more picture makes the scorer look at all of them
-    longer = dataclasses.replace(again, samples=slower + (dataclasses.replace(slower[0], seed=9),))
-    partners = (*reference.samples, dataclasses.replace(reference.samples[0], seed=9))
+    prompt = dataclasses.replace(slower[0].prompt, seed=9)
+    longer = dataclasses.replace(
+        again, samples=(*slower, dataclasses.replace(slower[0], prompt=prompt))
+    )
+    partners = (*reference.samples, dataclasses.replace(reference.samples[0], prompt=prompt))
     reference = dataclasses.replace(reference, samples=partners)
     failed, ended = score_run(longer, reference, ["psnr", "ssim"], ledger)
     assert (failed.status, ended.status) == ("failed", "measured")  # the others go on
@@ -294,7 +297,9 @@ def test_reading_is_scored_where_a_text_is_expected(runs, ledger, monkeypatch):
         "dit8.eval.scorers.ocr.read_files", lambda paths, *_: [Reading(())] * len(paths)
     )
     run = runs[0]
-    some = (run.samples[0], *(dataclasses.replace(s, texts=()) for s in run.samples[1:]))
+    first, *rest = run.samples
+    silent = [dataclasses.replace(s, prompt=dataclasses.replace(s.prompt, texts=())) for s in rest]
+    some = (first, *silent)
     mixed = dataclasses.replace(run, samples=some)
     assert score_run(mixed, None, ["ocr_ned"], ledger) == [Outcome("ocr_ned", "measured")]
     assert read_table(ledger, SCORES)["prompt_id"].tolist() == ["p0"]

@@ -9,9 +9,9 @@ import torch
 from dit8.eval.prompt_style import styled
 from dit8.eval.prompts import load_prompts
 from dit8.eval.provenance import run_id
-from dit8.models.generate import noise_for
+from dit8.models.types import noise_for
+from dit8.quant.files import content_key
 from dit8.quant.formats.table import get_format
-from dit8.quant.keys import content_key
 from dit8.scripts.cell import checkpoint_sha256, prepare
 from dit8.scripts.cli import compose
 from dit8.scripts.conversion import quantize_model

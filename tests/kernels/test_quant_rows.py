@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from dit8.kernels.hadamard import rotate
 from dit8.kernels.quant_rows import quant_rows
-from dit8.quant.rotate import rotate
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

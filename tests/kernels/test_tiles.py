@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from dit8.kernels import int8_gemm_tma, int8_gemm_triton, tiles  # noqa: E402
+from dit8.kernels.backend import KernelError  # noqa: E402
 from dit8.kernels.int8_gemm_tma import SHAPES, TmaConfig, offered  # noqa: E402
 from dit8.kernels.int8_gemm_triton import Config  # noqa: E402
 from dit8.kernels.shipped import obstacle  # noqa: E402
@@ -24,7 +25,6 @@ from dit8.kernels.tiles import (  # noqa: E402
     runs,
     table_document,
 )
-from dit8.quant.errors import UserError  # noqa: E402
 
 MMA = Choice("mma", Config(64, 64, 128, 8, 4, 4))
 TMA = Choice("tma", TmaConfig(2, 64, 256, 4, 16))
@@ -227,12 +227,12 @@ def test_a_broken_table_is_one_sentence(tmp_path, text, message):
     path = tmp_path / "some_gpu.json"
     path.write_text(text, encoding="utf-8")
     pattern = rf"^some_gpu\.json must be a table of scripts/tune\.py, got {message}.*; restore it"
-    with pytest.raises(UserError, match=pattern):
+    with pytest.raises(KernelError, match=pattern):
         read_table(path)
 
 
 def test_a_missing_table_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"^none\.json must be a table .* got FileNotFoundError"):
+    with pytest.raises(KernelError, match=r"^none\.json must be a table .* got FileNotFoundError"):
         read_table(tmp_path / "none.json")
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import Ideogram4Pipeline
 
-from dit8.eval.records import Prompt
-from dit8.models.generate import Sampler, denoise
-from dit8.models.ideogram4 import branch_modules
+from dit8.models.generate import denoise
 from dit8.models.mini import TOY, build_pipeline, save_pipeline
 from dit8.models.pipeline import load_pipeline
 from dit8.models.posters import caption_json, make_poster
+from dit8.models.types import Prompt, Sampler
+from dit8.quant.architectures.ideogram4 import branch_modules
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from dit8.eval import score_text
 from dit8.eval.score_text import content_in_words
 from dit8.models.posters import TIERS, caption, make_poster
 from dit8.models.training.pool import to_signal
 
 pytest.importorskip("open_clip", reason="needs the extra: pip install -e .[clip]")
 
+from dit8.models import clip_mini  # noqa: E402
 from dit8.models.clip_mini import (  # noqa: E402
     CONTEXT,
     END,
@@ -95,3 +97,7 @@ def test_a_saved_folder_is_one_of_open_clips(tmp_path, tokenizer):
     config = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())
     assert config["model_cfg"]["text_cfg"]["context_length"] == CONTEXT
     assert not list((tmp_path / "clip").glob("*.partial"))
+
+
+def test_the_tokenizer_knows_the_places_that_contents_name():
+    assert clip_mini.CELLS == score_text.CELLS

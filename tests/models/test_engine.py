@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from dit8.kernels.hadamard import largest_group, rotate
 from dit8.models import engine as engine_file
 from dit8.models.engine import LAYOUTS_KEPT, EngineBranch
-from dit8.models.ideogram4 import BRANCHES, architecture
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.linear import Int8Linear, swap_linears
-from dit8.quant.rotate import largest_group, rotate
 from dit8.quant.weight_only import WeightOnlyLinear
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""FLUX through the functions that quantize Ideogram 4: only the table in models/flux.py differs."""
+"""FLUX through the functions that quantize Ideogram 4: only the table of its linears differs."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from dit8.models.flux import BRANCHES, architecture
+from dit8.quant.architectures.flux import BRANCHES, architecture
 from dit8.quant.calibrate import calibrate
 from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError

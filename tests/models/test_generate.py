@@ -8,16 +8,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dit8.models.generate as generation
-from dit8.eval.records import Prompt
 from dit8.models.generate import (
     METADATA_KEY,
     check_length,
     denoise,
     find_sample,
     generate,
-    noise_for,
     sample_paths,
 )
+from dit8.models.types import Prompt, noise_for
 from dit8.quant.errors import UserError
 
 

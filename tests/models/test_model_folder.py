@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit8.models.ideogram4 import BRANCHES
 from dit8.models.model_folder import FolderFacts, components, inspect_folder
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

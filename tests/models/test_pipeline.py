@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dit8.models.generate import denoise
-from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.models.pipeline import load_pipeline, resolve_device, torch_dtype
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.checkpoint import Origin, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS

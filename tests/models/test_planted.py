@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dit8.models.planted as planted_module
-from dit8.models.ideogram4 import BRANCHES, architecture
 from dit8.models.pipeline import load_pipeline
 from dit8.models.planted import RECORD, check_planted, plant_model
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture
 from dit8.quant.errors import UserError
 
 OPTIONS = {"seed": 3, "fraction": 0.02, "factors": (8.0, 16.0, 32.0, 64.0)}

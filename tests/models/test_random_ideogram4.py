@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dit8.models.ideogram4 import BRANCHES
 from dit8.models.random_ideogram4 import IMAGE, SMALL, TEXT, RandomPrompt, build_random, run_random
+from dit8.quant.architectures.ideogram4 import BRANCHES
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ import torch
 from dit8.models import sampling
 from dit8.models.engine import EngineBranch
 from dit8.models.generate import denoise, generate
-from dit8.models.ideogram4 import BRANCHES
 from dit8.models.pipeline import load_pipeline
 from dit8.models.sampling import Clock, Engine, open_engine, set_schedule
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 
 CPU = torch.device("cpu")

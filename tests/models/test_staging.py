@@ -5,9 +5,9 @@ import torch
 
 from dit8.models import staging
 from dit8.models.generate import denoise
-from dit8.models.ideogram4 import branch_modules
 from dit8.models.pipeline import load_pipeline
 from dit8.models.staging import staged
+from dit8.quant.architectures.ideogram4 import branch_modules
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -8,9 +8,9 @@ from torch import nn
 
 from dit8.kernels.backend import backend_name
 from dit8.models import variants
-from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.models.pipeline import load_pipeline
 from dit8.models.variants import Variant, build_variant
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS

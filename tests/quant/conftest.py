@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
 
-from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.calibrate import calibrate
 from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.formats.table import FORMATS

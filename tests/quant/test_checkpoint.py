@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.checkpoint import Origin, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS

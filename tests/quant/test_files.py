@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from dit8.quant.atomic import whole_file, write_atomically, writing
 from dit8.quant.errors import UserError
+from dit8.quant.files import whole_file, write_atomically, writing
 
 
 def test_writes_makes_folders_and_is_readable_by_others(tmp_path):

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from dit8.quant import keys
-from dit8.quant.keys import content_key, file_sha256, files_sha256
+from dit8.quant import files
+from dit8.quant.files import content_key, file_sha256, files_sha256
 
 
 def test_content_key_ignores_order_of_keys_only():
@@ -18,7 +18,7 @@ def test_content_key_ignores_order_of_keys_only():
 def test_content_key_refuses_what_json_cannot_hold():
     with pytest.raises(ValueError, match="not JSON compliant"):
         content_key({"a": float("nan")})
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(ValueError, match="not JSON serializable"):
         content_key({"a": object()})
 
 
@@ -37,11 +37,11 @@ def test_files_hash_sees_names_and_boundaries(tmp_path):
 
 
 def test_unchanged_files_are_read_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys, "REST_NS", -1)
+    monkeypatch.setattr(files, "REST_NS", -1)
     path, reads = tmp_path / "a", []
     path.write_bytes(b"12")
-    genuine = keys._update
-    monkeypatch.setattr(keys, "_update", lambda *given: (reads.append(1), genuine(*given)))
+    genuine = files._update
+    monkeypatch.setattr(files, "_update", lambda *given: (reads.append(1), genuine(*given)))
     first = files_sha256([path], root=tmp_path)
     assert files_sha256([path], root=tmp_path) == first and len(reads) == 1
     assert file_sha256(path) == file_sha256(path) == hashlib.sha256(b"12").hexdigest()
@@ -51,7 +51,7 @@ def test_unchanged_files_are_read_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", ["in place", "replaced"])
 def test_a_file_changed_under_its_old_times_is_read_again(tmp_path, monkeypatch, way):
-    monkeypatch.setattr(keys, "REST_NS", -1)
+    monkeypatch.setattr(files, "REST_NS", -1)
     path = tmp_path / "a"
     path.write_bytes(b"12")
     before = path.stat()

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from dit8.kernels.hadamard import rotate
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.linear import Int8Linear, swap_linears
-from dit8.quant.rotate import rotate
 
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
 

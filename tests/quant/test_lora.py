@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
-from dit8.models import flux, ideogram4
+from dit8.quant.architectures import flux, ideogram4
 from dit8.quant.errors import UserError
 from dit8.quant.lora import MergedSource, merged, read_lora, refuse_lora
 from dit8.quant.source import MemorySource, StoredWeight

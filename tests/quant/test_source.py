@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 from dit8.quant.open_source import open_sources, weight_files
 from dit8.quant.source import MemorySource, StoredWeight

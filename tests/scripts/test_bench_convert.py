@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dit8.models.architectures import architecture_of
+from dit8.quant.architectures import architecture_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30

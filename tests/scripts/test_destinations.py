@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from dit8.conf.paths import ROOT
 from dit8.scripts import ablation, bench_model, limits
-from dit8.scripts.cli import ROOT, compose
+from dit8.scripts.cli import compose
 from dit8.scripts.table_request import read_words
 
 OWN, COMMITTED = ROOT / "outputs" / "results", ROOT / "results"

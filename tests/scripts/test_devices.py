@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dit8.eval.ledger import locked
 from dit8.eval.runs import read_run
 from dit8.quant.errors import UserError
+from dit8.quant.files import locked
 from dit8.scripts import drawing
 from dit8.scripts.cli import compose
 from dit8.scripts.devices import check_devices, draw_on_devices

@@ -11,11 +11,12 @@ from diffusers import Ideogram4Pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from dit8.conf.paths import ROOT
 from dit8.eval.runs import read_run
 from dit8.models.generate import METADATA_KEY
-from dit8.models.ideogram4 import BRANCHES
+from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
-from dit8.scripts.cli import ROOT, compose
+from dit8.scripts.cli import compose
 from dit8.scripts.evaluation import evaluate, prepare
 
 VARIANTS = ("int8", "bf16", "fused_int8")  # in the order drawn

@@ -2,7 +2,7 @@
 
 import threading
 
-from dit8.eval.ledger import locked
+from dit8.quant.files import locked
 from dit8.scripts import evaluate as script
 from dit8.scripts import evaluation
 from dit8.scripts.cli import compose

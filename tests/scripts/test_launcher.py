@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from dit8.conf.schema import register
-from dit8.scripts.cli import CONF, ROOT
+from dit8.conf.paths import ROOT
+from dit8.scripts.cli import CONF, register
 
 pytest.importorskip("submitit", reason="needs the extra slurm: hydra-submitit-launcher")
 

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from dit8.conf.paths import ROOT
 from dit8.eval.ledger import SCORES, upsert
 from dit8.eval.limits import DISTANCES, JUDGES, REFERENCE, SETTINGS, VARIANTS
 from dit8.quant.errors import UserError
 from dit8.scripts import limits
-from dit8.scripts.cli import ROOT, compose
+from dit8.scripts.cli import compose
 from dit8.scripts.limits import commands, measure, parse
 
 

@@ -5,9 +5,9 @@ import types
 
 import pytest
 
+from dit8.conf.paths import ROOT
 from dit8.eval.reproduce.tables import build_tables
 from dit8.scripts import reproduce
-from dit8.scripts.cli import ROOT
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from dit8.eval.records import Prompt
+from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 from dit8.scripts.sharding import WHOLE, Shard, parse_shard
 

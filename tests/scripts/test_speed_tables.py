@@ -1,9 +1,9 @@
 import pytest
 
+from dit8.conf.paths import ROOT
 from dit8.eval.gemm_rows import CALLS, GEMM, PATHS, SHAPES, STEP_M, make_row
 from dit8.eval.ledger import upsert
 from dit8.scripts import speed_tables
-from dit8.scripts.cli import ROOT
 from dit8.scripts.speed_tables import gemm_table, write_table
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from dit8.conf.schema import register
+from dit8.conf.paths import ROOT
 from dit8.quant.errors import UserError
-from dit8.scripts.cli import ROOT, compose, mistake, run_all
+from dit8.scripts.cli import compose, mistake, register, run_all
 from dit8.scripts.evaluation import evaluate, prepare
 from dit8.scripts.sweep import (
     DONE,

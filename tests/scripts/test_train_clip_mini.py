@@ -10,16 +10,16 @@ pytest.importorskip("open_clip", reason="needs the extra: pip install -e .[clip]
 
 import dataclasses  # noqa: E402
 
+from dit8.conf.paths import ROOT  # noqa: E402
 from dit8.eval.poster_ranking import Rank  # noqa: E402
 from dit8.eval.prompts import load_prompts  # noqa: E402
-from dit8.eval.records import Sample  # noqa: E402
 from dit8.eval.scorers import SCORERS  # noqa: E402
 from dit8.models.poster_drawing import draw_poster  # noqa: E402
 from dit8.models.poster_variants import PERTURBATIONS  # noqa: E402
 from dit8.models.posters import make_poster  # noqa: E402
 from dit8.models.training import clip  # noqa: E402
+from dit8.models.types import Sample  # noqa: E402
 from dit8.scripts.check_clip_mini import LEAST, posters_of, render  # noqa: E402
-from dit8.scripts.cli import ROOT  # noqa: E402
 
 SMALL = "--size toy --groups 1 --fresh 1 --blurred 2 --pool 4 --probe 1 --workers 0 --device cpu"
 LOSS = "step samples loss right scale lr samples_per_s seconds".split()
@@ -96,7 +96,7 @@ def test_the_scorer_takes_the_folder(trained, tmp_path):
     for prompt in load_prompts(ROOT / "prompts" / "mini_medium.jsonl")[:3]:
         path = tmp_path / f"{prompt.id}.png"
         draw_poster(make_poster("medium", prompt.seed, held_out=True)).save(path)
-        samples.append(Sample(prompt.id, 0, prompt.texts, path, None, 0.0, prompt.caption))
+        samples.append(Sample(prompt, path, None, 0.0))
     values = scorer.score(samples)
     assert np.isfinite(values).all() and (values >= 0).all()
     # the mini's prompts have no idea, and their content is cut nowhere

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-from dit8.eval.records import Prompt
-from dit8.models.generate import Sampler, denoise
+from dit8.models.generate import denoise
 from dit8.models.pipeline import load_pipeline
 from dit8.models.training import branch
+from dit8.models.types import Prompt, Sampler
 from dit8.scripts.cli import compose
 
 CAPTION = '{"compositional_deconstruction":{"background":"red","elements":[]}}'

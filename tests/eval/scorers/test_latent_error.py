@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dit8.eval.records import Sample
 from dit8.eval.scorers import get_scorer
+from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 
 
 def sample(path: Path | None) -> Sample:
-    return Sample("p", 4, (), Path("none.png"), path, 0.0)
+    return Sample(Prompt("p", "", (), 4), Path("none.png"), path, 0.0)
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ def sets(make_sample, draw_poster, tmp_path):
             content = {"background": "white", "elements": elements}
             caption = json.dumps({"compositional_deconstruction": content})
             words = {"caption": caption, "idea": f"a poster that says {text}"}
-            target.append(dataclasses.replace(sample, latents_path=path, **words))
+            prompt = dataclasses.replace(sample.prompt, **words)
+            target.append(dataclasses.replace(sample, prompt=prompt, latents_path=path))
     return samples, references[::-1]
 
 

@@ -66,7 +66,7 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     path.write_bytes(b"one")
     first = verified_sha256(path)
     with monkeypatch.context() as patch:
-        patch.setattr(weight_files, "sha256_file", lambda _: pytest.fail("hashed again"))
+        patch.setattr(weight_files, "file_sha256", lambda _: pytest.fail("hashed again"))
         assert verified_sha256(path) == first
     path.write_bytes(b"two")
     os.utime(path, ns=(1, 1))

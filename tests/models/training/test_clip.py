@@ -8,6 +8,7 @@ from PIL import Image, ImageFilter
 
 pytest.importorskip("open_clip", reason="needs the extra: pip install -e .[clip]")
 
+from dit8.eval.score_text import content_in_words  # noqa: E402
 from dit8.models.clip_mini import CONTEXT, TOY, build_clip  # noqa: E402
 from dit8.models.training import clip  # noqa: E402
 from dit8.models.training.branch import Average  # noqa: E402
@@ -90,7 +91,7 @@ def run(clock):
         steps = train_clip(
             model,
             Average(model),
-            stream(0, 2, 0),
+            stream(0, 2, 0, content_in_words),
             Reservoir(2, CONTEXT, torch.device("cpu")),
             log=lambda **row: seen.log.append(row),
             at_pause=pause,
@@ -118,7 +119,7 @@ def test_a_resumed_training_does_what_is_left(run):
 
 
 def test_the_loss_falls_on_a_batch_that_stays(run, monkeypatch):
-    blocks = stream(0, 2, 0)
+    blocks = stream(0, 2, 0, content_in_words)
     same = next(blocks)
     model = build_clip(TOY, 0)
     monkeypatch.setattr(Reservoir, "put", lambda self, _: setattr(self, "filled", self.groups))

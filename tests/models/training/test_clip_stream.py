@@ -36,7 +36,7 @@ def test_a_group_differs_in_its_texts_and_never_shows_a_held_out_word():
 
 
 def test_blocks_are_the_groups_of_their_seeds():
-    blocks = stream(seed=2, groups=3, workers=0)
+    blocks = stream(seed=2, groups=3, workers=0, words=content_in_words)
     next(blocks)
     pixels, ids = next(blocks)
     posters = [p for i in range(3, 6) for p in draw_group(2 * 10**9 + i)]
@@ -49,7 +49,7 @@ def test_blocks_are_the_groups_of_their_seeds():
 
 @pytest.mark.slow
 def test_workers_draw_what_one_process_draws():
-    alone, shared = stream(5, 1, 0), stream(5, 1, 2)
+    alone, shared = (stream(5, 1, workers, content_in_words) for workers in (0, 2))
     for _ in range(4):  # DataLoader hands the workers' blocks out in turn
         assert all(torch.equal(a, b) for a, b in zip(next(alone), next(shared), strict=True))
 

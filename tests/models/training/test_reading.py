@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit8.eval.matching import read_one
 from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
 from dit8.models.poster_words import is_held_out
@@ -12,7 +13,6 @@ from dit8.models.training.reading import (
     Reader,
     draw_probe,
     make_probe,
-    read_one,
     references,
 )
 from dit8.models.training.text import text_features
@@ -62,14 +62,14 @@ def test_a_reader_reports_the_mean_from_another_process(probe):
     pictures = references(probe.posters[:2])
     pictures[1] = 90
     reports = []
-    reader = Reader(1)
+    reader = Reader(1, read_one)
     reader.read(pictures, probe.posters[:2], lambda *scores: reports.append(scores))
     reader.close()
     assert reports == [(0.5, 0.5)]
 
 
 def test_a_reader_that_failed_says_so_when_closed(probe):
-    reader = Reader(1)
+    reader = Reader(1, read_one)
     flat = np.zeros((1, 256), dtype=np.uint8)  # no picture
     reader.read(flat, probe.posters[:1], lambda *_: pytest.fail("was read"))
     reader.read(references(probe.posters[:1]), probe.posters[:1], lambda *_: None)
@@ -78,6 +78,6 @@ def test_a_reader_that_failed_says_so_when_closed(probe):
 
 
 def test_a_reader_without_processes_reads_nothing(probe):
-    reader = Reader(0)
+    reader = Reader(0, read_one)
     reader.read(references(probe.posters), probe.posters, lambda *_: pytest.fail("was read"))
     reader.close()

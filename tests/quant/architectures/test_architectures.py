@@ -5,13 +5,14 @@ import diffusers
 import pytest
 from diffusers import FluxTransformer2DModel, Ideogram4Transformer2DModel
 
-from dit8.models import flux, ideogram4
-from dit8.models.architectures import (
+from dit8.quant.architectures import (
     ARCHITECTURES,
     BRANCHES,
     architecture_of,
     architecture_of_module,
     branches_of,
+    flux,
+    ideogram4,
 )
 from dit8.quant.errors import UserError
 

@@ -3,7 +3,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from dit8.models.flux import architecture
+from dit8.quant.architectures.flux import architecture
 
 DOUBLE, SINGLE = 2, 3
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import Ideogram4Transformer2DModel
 from safetensors.torch import save_file
 
-from dit8.models.ideogram4 import BRANCHES, architecture, branch_modules, source_sha256
+from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules, source_sha256
 from dit8.quant.errors import UserError
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from dit8.kernels.hadamard import rotate
 from dit8.kernels.int8_gemm import int8_gemm, int_mm_is_exact
 from dit8.quant.errors import UserError
 from dit8.quant.formats.comfy import decode_codes, encode_codes, specs
 from dit8.quant.int8 import dequantize, quantize_weight
 from dit8.quant.linear import Int8Linear
-from dit8.quant.rotate import rotate
 from dit8.quant.types import TensorSpec
 
 PLAIN = b'{"format": "int8_tensorwise"}'

@@ -4,17 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dit8.models import machine
-from dit8.models.machine import (
-    Row,
-    cpu_model,
-    gpu_rows,
-    int8_flags,
-    machine_rows,
-    memory_bytes,
-    query_gpus,
-    torch_rows,
-)
+from dit8.eval import doctor, provenance
+from dit8.eval.doctor import Row, gpu_rows, machine_rows, torch_rows
+from dit8.eval.provenance import cpu_model, int8_flags, memory_bytes, query_gpus
 
 X86 = """processor\t: 0
 model name\t: Some CPU 9000
@@ -97,7 +89,7 @@ def test_a_failing_nvidia_smi_is_no_gpu(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(machine.subprocess, "run", fail)
+    monkeypatch.setattr(provenance.subprocess, "run", fail)
     assert query_gpus() is None
 
 
@@ -106,8 +98,7 @@ def test_a_hanging_nvidia_smi_is_given_up(monkeypatch, tmp_path):
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(machine, "QUERY_SECONDS", 0.2)
-    assert query_gpus() is None
+    assert query_gpus(seconds=0.2) is None
 
 
 def test_machine_rows_describe_this_machine(tmp_path):
@@ -141,7 +132,7 @@ def test_without_a_gpu_the_references_run(monkeypatch):
 
 def test_with_a_gpu_and_a_compiler_triton_is_usable(monkeypatch):
     fake_torch(monkeypatch, sees=True)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
     assert triton_row() == Row("machine", "Triton kernels", True, "usable")
     assert torch_rows()[0].detail.endswith(", 2 GPUs")
 
@@ -149,7 +140,7 @@ def test_with_a_gpu_and_a_compiler_triton_is_usable(monkeypatch):
 def test_without_a_compiler_it_is_not(monkeypatch):
     fake_torch(monkeypatch, sees=True)
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert not triton_row().ok
     assert "needs a C compiler" in triton_row().detail
 
