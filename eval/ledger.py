@@ -1,9 +1,15 @@
-"""Keep the results: two long-form CSVs and one JSON record per run.
+"""Keep the results: three CSVs, one row an image, a stage or a run, and one JSON record per run.
 
-Writers never append. Under an exclusive lock the file is read, the new rows are merged by key
-and the whole is replaced at once, sorted, so that a reader sees the old file or the new one,
-two writers lose nothing, and equal rows give equal bytes. Floats are stored by `repr`, which
-reads back to the same float64.
+    runs.csv      run_id | what the run is: model ... prompt_set, sampler ... n, started, gpu, ...
+    scores.csv    run_id, prompt_id, seed | one column a scorer; empty where it gave no value
+    latency.csv   run_id, stage | n, p20_ms, p50_ms, p80_ms
+
+`read_table` joins the columns of a run to its rows and gives one row a value, so that a reader
+needs one file; it also reads the files of older versions, which repeated a run's columns in every
+row, and the next `upsert` writes them anew. Writers never append. Under an exclusive lock the file
+is read, the new rows are merged by key and the whole is replaced at once, sorted, so that a reader
+sees the old file or the new one, two writers lose nothing, and equal rows give equal bytes. Floats
+are stored by `repr`, which reads back to the same float64.
 """
 
 import csv
@@ -11,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,9 @@ from dit8.eval.records import RunKey
 from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 from dit8.quant.files import locked, write_atomically
+
+# in indented JSON, where a line break is never inside a string
+PLAIN_LIST = re.compile(r"\[\n[^][{}]*\n\s*\]")
 
 _RUN_COLUMNS = tuple(RunKey.__dataclass_fields__)
 
@@ -38,6 +47,17 @@ class Layout:
         return self.key + self.values
 
 
+# A run in runs.csv: what its rows share, and what else makes its configuration; all text, and empty
+# where a run has no record. `n`: images. `commit` and `checkpoint`: first digits of their hashes.
+RUNS = Layout(
+    key=("run_id",),
+    values=(
+        *_RUN_COLUMNS[1:],
+        *("sampler", "steps", "guidance", "size_px", "n"),
+        *("started", "gpu", "commit", "checkpoint"),
+    ),
+    types={},
+)
 SCORES = Layout(
     key=(*_RUN_COLUMNS, "prompt_id", "seed", "scorer"),
     values=("value",),
@@ -48,6 +68,10 @@ LATENCY = Layout(
     values=("n", "p20_ms", "p50_ms", "p80_ms"),
     types={"n": int, "p20_ms": float, "p50_ms": float, "p80_ms": float},
 )
+
+
+LEDGER = (SCORES, LATENCY)  # stored without the columns that runs.csv has
+ADVICE = "restore it from version control or move it away"
 
 
 def read_table(path: Path | str, layout: Layout) -> pd.DataFrame:
@@ -109,6 +133,9 @@ def upsert(
                 " pass overwrite to replace them"
             )
         if changed:
+            if layout in LEDGER:
+                # before the rows: whoever reads these finds their runs
+                _keep_runs(path.parent, {k[: len(_RUN_COLUMNS)] for k in stored | changed})
             _write_rows(path, layout, stored | changed)
     return len(changed)
 
@@ -137,45 +164,160 @@ def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Pat
         text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"write_run: the record of {run_id} is no strict JSON: {error}") from error
+    # lists of plain values on one line each, such as a prompt and its seed: half the bytes
+    text = PLAIN_LIST.sub(
+        lambda found: re.sub(r"\n\s*", "", re.sub(r",\n\s*", ", ", found[0])), text
+    )
     path = Path(folder) / f"{run_id}.json"
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    if "run" in record:
+        _keep_runs(path.parents[1], {astuple(RunKey(**record["run"]))})
     return path
 
 
+def run_row(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the row of runs.csv that a run's record says; what it does not say stays empty."""
+    sampler = record.get("identity", {}).get("sampler", {})
+    gpu = record.get("hardware", {}).get("gpu")
+    commit = record.get("git", {}).get("commit")
+    found = {
+        **record["run"],
+        **{"sampler": sampler.get("name"), "steps": sampler.get("steps")},
+        **{"guidance": sampler.get("guidance"), "size_px": sampler.get("size_px")},
+        **{"n": len(record.get("prompts", ())), "started": record.get("started"), "gpu": gpu},
+        "commit": commit and commit[:12],
+        "checkpoint": (record.get("checkpoint_sha256") or "")[:12],
+    }
+    return {name: "" if value is None else str(value) for name, value in found.items()}
+
+
+def _keep_runs(results: Path, keys: set[tuple]) -> None:
+    """Give every run its row in <results>/runs.csv: of its record, else of its key alone."""
+    path = results / "runs.csv"
+    with locked(path):
+        stored = _load(path, RUNS)
+        rows = dict(stored)
+        for key in keys:
+            record = results / "runs" / f"{key[0]}.json"
+            found = dict.fromkeys(RUNS.columns, "") | dict(zip(_RUN_COLUMNS, key, strict=True))
+            if record.exists():
+                found |= _recorded(record)
+            rows[key[:1]] = tuple(found[name] for name in RUNS.values)
+            known = stored.get(key[:1], rows[key[:1]])
+            if not known[: len(key) - 1] == rows[key[:1]][: len(key) - 1] == key[1:]:
+                raise UserError(
+                    f"ledger: run {key[0]} must be one run, got {key[1:]} beside "
+                    f"{known[: len(key) - 1]} in {path}; move the files of one of them away"
+                )
+        if rows != stored:
+            _write_rows(path, RUNS, rows)
+
+
+def _recorded(path: Path) -> dict[str, str]:
+    try:
+        return run_row(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"ledger: {path} must be the record of a run, got {type(error).__name__}: {error}; "
+            "restore it from version control, or remove the run's rows"
+        ) from error
+
+
 def _load(path: Path, layout: Layout) -> dict[tuple, tuple]:
+    """Read a file in any of its forms: key -> values, both as the layout has them."""
     if not path.exists():
         return {}
-    advice = "restore it from version control or move it away"
-    rows: dict[tuple, tuple] = {}
+    if (size := path.stat().st_size) and not path.read_bytes()[size - 1 :].endswith(b"\n"):
+        raise UserError(f"ledger: {path} ends in the middle of a line; {ADVICE}")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
-        header = next(reader, [])
-        if tuple(header) != layout.columns:
+        header = tuple(next(reader, []))
+        if header == layout.columns:
+            return _parse(path, reader, layout)
+        if layout in LEDGER and header[: len(_lean(layout))] == _lean(layout):
+            return _parse_lean(path, reader, layout, header[len(_lean(layout)) :])
+    expected = [*_lean(layout), *["one column a scorer"] * (layout == SCORES)]
+    raise UserError(f"ledger: {path} has columns {list(header)}, expected {expected}; {ADVICE}")
+
+
+def _lean(layout: Layout) -> tuple[str, ...]:
+    """Return the columns as they are stored, those of scorers aside."""
+    if layout not in LEDGER:
+        return layout.columns
+    own = tuple(name for name in layout.columns if name not in _RUN_COLUMNS[1:])
+    return own[:-2] if layout == SCORES else own
+
+
+def _parse(path: Path, reader: Any, layout: Layout) -> dict[tuple, tuple]:
+    rows: dict[tuple, tuple] = {}
+    kinds = [layout.types.get(name, str) for name in layout.columns]
+    for cells in reader:
+        parsed = _typed(path, reader, kinds, cells)
+        key, values = parsed[: len(layout.key)], parsed[len(layout.key) :]
+        if key in rows:
             raise UserError(
-                f"ledger: {path} has columns {header}, expected {list(layout.columns)}; {advice}"
+                f"ledger: {path}:{reader.line_num} repeats {_describe(key, layout)}; {ADVICE}"
             )
-        kinds = [layout.types.get(name, str) for name in layout.columns]
-        for cells in reader:
-            where = f"ledger: {path}:{reader.line_num}"
-            try:
-                parsed = tuple(kind(c) for kind, c in zip(kinds, cells, strict=True))
-            except ValueError as error:
-                raise UserError(
-                    f"{where} does not parse ({error}), expected {len(kinds)} cells; {advice}"
-                ) from error
-            key, values = parsed[: len(layout.key)], parsed[len(layout.key) :]
-            if key in rows:
-                raise UserError(f"{where} repeats {_describe(key, layout)}; {advice}")
-            rows[key] = values
+        rows[key] = values
     return rows
 
 
+def _typed(path: Path, reader: Any, kinds: Sequence[type], cells: Sequence[str]) -> tuple:
+    try:
+        return tuple(kind(cell) for kind, cell in zip(kinds, cells, strict=True))
+    except ValueError as error:
+        raise UserError(
+            f"ledger: {path}:{reader.line_num} does not parse ({error}), expected {len(kinds)} "
+            f"cells; {ADVICE}"
+        ) from error
+
+
+def _parse_lean(
+    path: Path, reader: Any, layout: Layout, scorers: tuple[str, ...]
+) -> dict[tuple, tuple]:
+    runs = {key[0]: key + row for key, row in _load(path.with_name("runs.csv"), RUNS).items()}
+    kinds = [layout.types.get(name, str) for name in _lean(layout)]
+    kinds += [_value_or_none] * len(scorers)
+    rows: dict[tuple, tuple] = {}
+    for cells in reader:
+        run_id, *rest = _typed(path, reader, kinds, cells)
+        where = f"ledger: {path}:{reader.line_num}"
+        if run_id not in runs:
+            raise UserError(f"{where} is of run {run_id}, which runs.csv beside it lacks; {ADVICE}")
+        run = runs[run_id][: len(_RUN_COLUMNS)]
+        if layout == SCORES:
+            sample, values = rest[:2], rest[2:]
+            given = zip(scorers, values, strict=True)
+            found = {(*run, *sample, name): (v,) for name, v in given if v is not None}
+        else:
+            found = {(*run, rest[0]): tuple(rest[1:])}
+        if repeated := next((key for key in found if key in rows), None):
+            raise UserError(f"{where} repeats {_describe(repeated, layout)}; {ADVICE}")
+        rows |= found
+    return rows
+
+
+def _value_or_none(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
 def _write_rows(path: Path, layout: Layout, rows: Mapping[tuple, tuple]) -> None:
+    columns, lines = _lean(layout), ([*key, *rows[key]] for key in sorted(rows))
+    if layout in LEDGER:
+        lines = ([line[0], *line[len(_RUN_COLUMNS) :]] for line in lines)
+    if layout == SCORES:
+        scorers = sorted({key[-1] for key in rows})
+        images: dict[tuple, dict[str, float]] = {}
+        for *image, scorer, value in lines:
+            images.setdefault(tuple(image), {})[scorer] = value
+        columns = (*columns, *scorers)
+        lines = ([*image, *map(found.get, scorers)] for image, found in images.items())
+
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(layout.columns)
-            writer.writerows([*key, *rows[key]] for key in sorted(rows))
+            writer.writerow(columns)
+            writer.writerows(lines)
 
     write_atomically(path, write)
 

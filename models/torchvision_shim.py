@@ -161,5 +161,6 @@ def _fails_plainly() -> bool:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder: its files are no top-level modules
+    if not sys.flags.safe_path:
+        sys.path.pop(0)  # this folder: its files are no top-level modules
     print("torchvision: mended at start" if set_up_environment() else "torchvision: left alone")

@@ -4,8 +4,8 @@
 
 with R the block-diagonal rotation of `kernels.hadamard` and q the rounding of `quant.int8`: one
 scale per row from the row itself, or one calibrated scale for all rows. The codes are the same on
-both paths: "fake_quant" turns them back into the compute dtype and multiplies there, "fused" multiplies
-the integers (int8 x int8 -> int32) and applies both scales once, at the end.
+both paths: "fake_quant" turns them back into the compute dtype and multiplies there, "fused"
+multiplies the integers (int8 x int8 -> int32) and applies both scales once, at the end.
 """
 
 import functools

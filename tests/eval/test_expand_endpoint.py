@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dit8.eval import expand_endpoint
 from dit8.eval.caption_check import deviations
 from dit8.eval.caption_schema import caption_schema
 from dit8.eval.chat_endpoint import Endpoint
@@ -30,7 +31,7 @@ def asked(monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(eval.expand_endpoint, "ask", ask)
+    monkeypatch.setattr(expand_endpoint, "ask", ask)
     return script, sent
 
 

@@ -63,15 +63,14 @@ def test_hardware_without_and_with_a_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr(provenance, "_gpu_driver", lambda: "570.1")
+    monkeypatch.setattr(provenance, "gpu_driver", lambda: "570.1")
     found = hardware()
     assert (found["gpu"], found["driver"]) == ("Some GPU", "570.1")
 
 
 def test_importing_asks_no_gpu():
-    code = "import sys, eval.provenance; sys.exit('torch' in sys.modules)"
-    root = Path(provenance.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    code = "import sys, dit8.eval.provenance; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dit8.eval import expand_endpoint
 from dit8.eval.caption_check import deviations
 from dit8.eval.prompts import load_prompts
 from dit8.quant.errors import UserError
@@ -24,7 +25,7 @@ def endpoint(monkeypatch):
             raise UserError("endpoint http://h (model m) answered 500; is it running?")
         return CAPTION
 
-    monkeypatch.setattr(eval.expand_endpoint, "ask", ask)
+    monkeypatch.setattr(expand_endpoint, "ask", ask)
     monkeypatch.setenv("DIT8_EXPAND_URL", "http://h/v1")
     monkeypatch.setenv("DIT8_EXPAND_MODEL", "m")
     return asked
