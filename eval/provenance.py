@@ -124,7 +124,7 @@ def cpu_model(cpuinfo: str) -> str:
 def system_text(path: str) -> str:
     """Read a file of the system; empty where there is none."""
     try:
-        return Path(path).readsystem_text(encoding="utf-8", errors="replace")
+        return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 

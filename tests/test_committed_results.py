@@ -73,7 +73,8 @@ def test_a_readme_table_that_is_missing_is_named():
 
 def test_the_ladder_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
     committed = (ROOT / "results" / "tables" / "ladder_mini_planted.md").read_text()
-    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    for name in ("runs.csv", "scores.csv"):
+        (tmp_path / name).symlink_to(ROOT / "results" / name)
     monkeypatch.setattr("sys.argv", ["ladder.py", "mini_planted", "--results", str(tmp_path)])
     ladder.main()
     assert (tmp_path / "tables" / "ladder_mini_planted.md").read_text() == committed
@@ -91,7 +92,8 @@ RAW = "bf16_mini_hard_against_bf16_mini_hard-raw_mini.md"
     ],
 )
 def test_the_comparisons_are_what_the_ledger_says(tmp_path, monkeypatch, words, name):
-    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    for name in ("runs.csv", "scores.csv"):
+        (tmp_path / name).symlink_to(ROOT / "results" / name)
     monkeypatch.setattr("sys.argv", ["compare.py", *words.split(), "--results", str(tmp_path)])
     compare.main()
     committed = (ROOT / "results" / "tables" / name).read_text()
@@ -99,7 +101,8 @@ def test_the_comparisons_are_what_the_ledger_says(tmp_path, monkeypatch, words, 
 
 
 def test_the_verdicts_are_what_the_ledger_says(tmp_path, monkeypatch):
-    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    for name in ("runs.csv", "scores.csv"):
+        (tmp_path / name).symlink_to(ROOT / "results" / name)
     monkeypatch.setattr("sys.argv", ["verdicts.py", "--results", str(tmp_path)])
     verdicts.main()
     committed = (ROOT / "results" / "tables" / "verdicts_mini.md").read_text()
@@ -108,7 +111,8 @@ def test_the_verdicts_are_what_the_ledger_says(tmp_path, monkeypatch):
 
 def test_the_ablation_is_what_the_ledger_says(tmp_path, monkeypatch, capsys):
     """The tables are committed if, and only if, their rows are."""
-    (tmp_path / "scores.csv").symlink_to(ROOT / "results" / "scores.csv")
+    for name in ("runs.csv", "scores.csv"):
+        (tmp_path / name).symlink_to(ROOT / "results" / name)
     monkeypatch.setattr("sys.argv", ["ablation.py", "--results", str(tmp_path)])
     ablation.main()
     models = json.loads(capsys.readouterr().out.splitlines()[-1])["verdicts"].values()

@@ -1,19 +1,30 @@
+import csv
 import errno
 import json
 import multiprocessing
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dit8.eval import ledger
-from dit8.eval.ledger import LATENCY, SCORES, read_table, score_rows, upsert, write_run
+from dit8.eval.ledger import (
+    LATENCY,
+    RUNS,
+    SCORES,
+    Layout,
+    read_table,
+    run_row,
+    score_rows,
+    upsert,
+    write_run,
+)
 from dit8.eval.records import RunKey
 from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 RUN = RunKey("0123456789ab", "mini", "int8", "none", "diffusers", "float32", "triton", "hard")
 
 
@@ -42,14 +53,18 @@ def test_floats_survive_and_bytes_do_not_depend_on_the_way(tmp_path):
     assert frame["value"].tolist() == [float(v) for v in values]
     assert frame["seed"].dtype == np.int64 and frame["value"].dtype == np.float64
 
-    copy = tmp_path / "copy.csv"
+    copy = tmp_path / "copy" / "scores.csv"
     upsert(copy, SCORES, frame.to_dict("records"))
     assert copy.read_bytes() == path.read_bytes()
-    one_by_one = tmp_path / "one.csv"
+    one_by_one = tmp_path / "one" / "scores.csv"
     for row in reversed(rows(*values)):
         upsert(one_by_one, SCORES, [row])
     assert one_by_one.read_bytes() == path.read_bytes()
-    assert path.read_bytes().splitlines()[1].endswith(b",hard,p0,0,psnr,0.1")
+    header, first, *_ = path.read_bytes().splitlines()
+    assert (header, first) == (b"run_id,prompt_id,seed,psnr", b"0123456789ab,p0,0,0.1")
+    header, run = (path.parent / "runs.csv").read_bytes().splitlines()
+    assert header.startswith(b"run_id,model,variant,recipe,engine,dtype,backend,prompt_set,sampler")
+    assert run == b"0123456789ab,mini,int8,none,diffusers,float32,triton,hard,,,,,,,,,"
 
 
 def test_text_stays_text(tmp_path):
@@ -148,6 +163,8 @@ def test_a_damaged_ledger_is_named_and_not_touched(tmp_path):
         r"scores.csv:4 does not parse": good + "<<<<<<< HEAD\n",
         r"scores.csv:4 repeats run_id=0123456789ab, .*prompt_id=p0": good + line + "\n",
         r"scores.csv:2 does not parse .*could not convert": good.replace(",1.0", ",one"),
+        r"scores.csv:2 is of run 00aa, which runs.csv": good.replace("0123456789ab,p0", "00aa,p0"),
+        r"scores.csv ends in the middle of a line": good.rstrip(),
     }
     for match, text in damaged.items():
         path.write_text(text)
@@ -197,7 +214,8 @@ def test_a_failure_in_the_middle_leaves_the_old_file_whole(tmp_path, monkeypatch
         upsert(path, SCORES, rows(1.0, 2.0, 3.0))
     monkeypatch.undo()
     assert seen == [old] and path.read_bytes() == old
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".scores.csv.lock", "scores.csv"]
+    left = [".runs.csv.lock", ".scores.csv.lock", "runs.csv", "scores.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
     assert upsert(path, SCORES, rows(1.0, 2.0, 3.0)) == 1  # the lock was given back
 
 
@@ -220,42 +238,6 @@ def test_two_writers_lose_nothing(tmp_path):
     assert len(read_table(path, SCORES)) == 60
 
 
-def test_who_waits_for_a_lock_is_told(tmp_path):
-    told = []
-    with ledger.locked(tmp_path / "run", lambda: told.append("nobody has it")):
-        assert told == []
-        start, have = threading.Event(), []
-
-        def second():
-            with ledger.locked(tmp_path / "run", start.set):
-                have.append(True)
-
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert start.wait(10) and have == []
-    thread.join(10)
-    assert have == [True]
-
-
-def test_a_shared_lock_keeps_out_only_who_wants_it_alone(tmp_path):
-    path, waits = tmp_path / "run", []
-    with (
-        ledger.locked(path, shared=True),
-        ledger.locked(path, lambda: waits.append(1), shared=True),
-    ):
-        start, have = threading.Event(), []
-
-        def alone():
-            with ledger.locked(path, start.set):
-                have.append(True)
-
-        thread = threading.Thread(target=alone)
-        thread.start()
-        assert start.wait(10) and have == [] and waits == []
-    thread.join(10)
-    assert have == [True]
-
-
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def refuse(file, kind):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -263,11 +245,6 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(UserError, match="cannot lock .*No locks available.*Lustre: option flock"):
         upsert(tmp_path / "scores.csv", SCORES, rows(1.0))
-
-
-def test_what_the_holder_of_a_lock_raises_is_its_own(tmp_path):
-    with pytest.raises(OSError, match="disk on fire"), ledger.locked(tmp_path / "run"):
-        raise OSError("disk on fire")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -281,7 +258,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError, match=r"cannot write .*0123456789ab.json.*Permission denied"):
         write_run(tmp_path, "0123456789ab", {})
-    with pytest.raises(UserError, match=r"cannot write .*scores.csv.*Permission denied"):
+    with pytest.raises(UserError, match=r"cannot write .*runs.csv.*Permission denied"):
         upsert(tmp_path / "scores.csv", SCORES, rows(1.0))
 
 
@@ -304,3 +281,90 @@ def test_the_run_record_must_be_strict_json_with_a_proper_name(tmp_path):
         with pytest.raises(ValueError, match=r"record of 0123456789ab is no strict JSON"):
             write_run(tmp_path, "0123456789ab", {"value": value})
     assert list(tmp_path.iterdir()) == []
+
+
+def old_file(path: Path, layout: Layout, given: list[dict]) -> None:
+    """Write what older versions wrote: a run's columns in every row, one score a row."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, layout.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(given)
+
+
+def test_a_file_of_an_older_version_is_read_and_written_anew(tmp_path):
+    both = rows(1.0, 2.0) + rows(3.0, scorer="ssim")
+    new, old = tmp_path / "new" / "scores.csv", tmp_path / "old" / "scores.csv"
+    old_file(old, SCORES, sorted(both, key=lambda row: (row["prompt_id"], row["scorer"])))
+    upsert(new, SCORES, both)
+    assert read_table(old, SCORES).equals(read_table(new, SCORES))
+    assert not (old.parent / "runs.csv").exists()  # reading writes nothing
+    more = rows(4.0, scorer="seconds")
+    assert upsert(old, SCORES, more) == upsert(new, SCORES, more) == 1
+    for name in ("scores.csv", "runs.csv"):
+        assert (old.parent / name).read_bytes() == (new.parent / name).read_bytes()
+    assert new.read_text().splitlines()[1:] == [
+        "0123456789ab,p0,0,1.0,4.0,3.0",
+        "0123456789ab,p1,1,2.0,,",
+    ]
+
+
+def test_latency_of_an_older_version(tmp_path):
+    row = vars(RUN) | {"stage": "image", "n": 5, "p20_ms": 1.0, "p50_ms": 2.0, "p80_ms": 3.5}
+    old_file(tmp_path / "latency.csv", LATENCY, [row])
+    assert read_table(tmp_path / "latency.csv", LATENCY).to_dict("records") == [row]
+    upsert(tmp_path / "latency.csv", LATENCY, [row | {"stage": "step"}])
+    assert (tmp_path / "latency.csv").read_text() == (
+        "run_id,stage,n,p20_ms,p50_ms,p80_ms\n"
+        "0123456789ab,image,5,1.0,2.0,3.5\n0123456789ab,step,5,1.0,2.0,3.5\n"
+    )
+
+
+def test_one_run_id_is_one_run(tmp_path):
+    path = tmp_path / "scores.csv"
+    upsert(path, SCORES, rows(1.0))
+    other = [row | {"variant": "fp8", "prompt_id": "p9"} for row in rows(1.0)]
+    with pytest.raises(UserError, match="run 0123456789ab must be one run"):
+        upsert(path, SCORES, other)
+    assert len(read_table(path, SCORES)) == 1
+
+
+def test_a_record_gives_its_run_a_row(tmp_path):
+    sampler = {"name": "default_20", "steps": 20, "guidance": 3.0, "size_px": 256}
+    record = {
+        "run": vars(RUN),
+        "identity": {"sampler": sampler},
+        "prompts": [["p0", 0], ["p1", 1]],
+        "started": "2026-01-01",
+        "hardware": {"gpu": "NVIDIA H200"},
+        "git": {"commit": "0123456789abcdef"},
+        "checkpoint_sha256": None,
+    }
+    upsert(tmp_path / "scores.csv", SCORES, rows(1.0))  # the row of a run without a record
+    write_run(tmp_path / "runs", "0123456789ab", record)
+    assert (tmp_path / "runs.csv").read_text().splitlines()[1] == (
+        "0123456789ab,mini,int8,none,diffusers,float32,triton,hard,"
+        "default_20,20,3.0,256,2,2026-01-01,NVIDIA H200,0123456789ab,"
+    )
+
+
+@pytest.mark.parametrize("results", ["results", "results/limits", "results/demo"])
+def test_the_committed_runs_are_those_of_their_records(results):
+    folder = ROOT / results
+    records = [path for path in (folder / "runs").glob("*.json") if path.name.count(".") == 1]
+    made = [run_row(json.loads(path.read_text(encoding="utf-8"))) for path in records]
+    with (folder / "runs.csv").open(newline="", encoding="utf-8") as file:
+        committed = list(csv.DictReader(file))
+    assert committed == sorted(made, key=lambda row: row["run_id"]) and committed
+    assert set(read_table(folder / "scores.csv", SCORES)["run_id"]) <= {r["run_id"] for r in made}
+
+
+def test_no_two_committed_runs_are_of_one_configuration():
+    rows = [
+        row
+        for name in ("results", "results/limits")
+        for row in csv.DictReader((ROOT / name / "runs.csv").read_text().splitlines())
+    ]
+    configuration = RUNS.values[: RUNS.values.index("started")]
+    found = {tuple(row[name] for name in configuration) for row in rows}
+    assert len(found) == len(rows) == 104

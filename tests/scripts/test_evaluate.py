@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dit8.conf.paths import ROOT
+from dit8.eval.ledger import LATENCY, SCORES, read_table
 from dit8.eval.runs import read_run
 from dit8.models.generate import METADATA_KEY
 from dit8.quant.architectures.ideogram4 import BRANCHES
@@ -109,7 +110,10 @@ def test_nothing_is_left_where_the_command_was_typed(drawn):
 
 
 def test_scores_have_the_documented_columns_and_all_rows(drawn):
-    rows = pd.read_csv(drawn.place.results / "scores.csv")
+    images = pd.read_csv(drawn.place.results / "scores.csv")
+    assert list(images.columns[:3]) == ["run_id", "prompt_id", "seed"] and len(images) == 12
+    rows = read_table(drawn.place.results / "scores.csv", SCORES)
+    assert list(images.columns[3:]) == sorted(set(rows["scorer"]))
     assert list(rows.columns) == [*RUN_COLUMNS, "prompt_id", "seed", "scorer", "value"]
     assert set(rows["prompt_set"]) == {"mini_hard"}
     assert set(rows["model"]) == {"mini"} and set(rows["engine"]) == {"stock"}
@@ -127,7 +131,7 @@ def test_scores_have_the_documented_columns_and_all_rows(drawn):
 
 
 def test_latency_has_the_documented_columns(drawn):
-    rows = pd.read_csv(drawn.place.results / "latency.csv")
+    rows = read_table(drawn.place.results / "latency.csv", LATENCY)
     assert list(rows.columns) == [*RUN_COLUMNS, "stage", "n", "p20_ms", "p50_ms", "p80_ms"]
     counts = rows.groupby("variant").apply(lambda g: dict(zip(g["stage"], g["n"], strict=True)))
     # two steps a picture; the first step's time includes the text encoder and is left out
@@ -261,7 +265,7 @@ def test_the_engine_draws_every_variant_of_its_run(drawn, run_here, tmp_path):
     options = [*drawn.place.evaluation, f"results={tmp_path / 'r'}", f"out={tmp_path / 'o'}"]
     ended = run_here("evaluate", *options, "engine=dit8", "variant=fused_int8", "batch=2")
     assert ended.code == 0, ended.stderr
-    rows = pd.read_csv(tmp_path / "r" / "scores.csv")
+    rows = read_table(tmp_path / "r" / "scores.csv", SCORES)
     assert set(rows["engine"]) == {"dit8"} and set(rows["variant"]) == {"bf16", "fused_int8"}
     runs = rows.groupby("variant")["run_id"].unique()
     for variant, limit in (("bf16", 1e-5), ("fused_int8", 0.01)):
@@ -325,7 +329,7 @@ def test_every_format_is_evaluated_in_one_run(place, run_here):
     assert ended.code == 0, ended.stderr
     documents = ended.cells
     assert [document["variant"] for document in documents] == list(names)
-    rows = pd.read_csv(place.results / "scores.csv")
+    rows = read_table(place.results / "scores.csv", SCORES)
     assert set(rows["variant"]) == set(names)
     assert rows.groupby("variant")["run_id"].nunique().to_dict() == dict.fromkeys(names, 1)
     recipes = rows.groupby("variant")["recipe"].unique().map(list).to_dict()

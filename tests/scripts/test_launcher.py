@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from dit8.conf.paths import ROOT
+from dit8.eval.ledger import SCORES, read_table
 from dit8.scripts.cli import CONF, register
 
 pytest.importorskip("submitit", reason="needs the extra slurm: hydra-submitit-launcher")
@@ -76,8 +77,8 @@ def test_shards_run_as_jobs_and_are_merged(drawn, tmp_path, run_script):
     finished = run_script("evaluate", *command[2:], cwd=tmp_path)
     assert finished.code == 0, finished.stderr
     assert finished.document["done"] == 2
-    rows = pd.read_csv(tmp_path / "r" / "scores.csv")
-    expected = pd.read_csv(drawn.place.results / "scores.csv")
+    rows = read_table(tmp_path / "r" / "scores.csv", SCORES)
+    expected = read_table(drawn.place.results / "scores.csv", SCORES)
     wanted = expected["variant"].isin(["bf16", "int8"]) & expected["scorer"].isin(rows["scorer"])
     pd.testing.assert_frame_equal(rows, expected[wanted].reset_index(drop=True))
     for variant in ("bf16", "int8"):

@@ -62,7 +62,7 @@ def test_the_page_is_written_from_both_ledgers(words, run_here, tmp_path):
 
 
 def test_the_committed_page_is_what_the_ledgers_say(run_here, tmp_path):
-    for name in ("scores.csv", "runs"):
+    for name in ("scores.csv", "runs.csv", "runs"):
         (tmp_path / name).symlink_to(ROOT / "results" / name)
     run_here("limits", f"ledger={tmp_path}")
     made = (tmp_path / "tables" / "limits_mini.md").read_text(encoding="utf-8")

@@ -5,11 +5,11 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from dit8.eval.ledger import SCORES, read_table
 from dit8.models.planted import plant_model
 from dit8.quant.act_stats import load_stats
 from dit8.quant.files import locked
@@ -69,7 +69,7 @@ def test_evaluation_labels_it_and_draws_what_the_natural_model_draws(
     assert ended.code == 0, ended.stderr
     assert ended.lines[0] == f"model mini_planted is missing, planting it in {target}"
     assert "Model mini_planted, prompts mini_hard" in ended.stdout
-    rows = pd.read_csv(place.results / "scores.csv")
+    rows = read_table(place.results / "scores.csv", SCORES)
     assert set(rows["model"]) == {"mini_planted"}
     runs = {name: group["run_id"].iloc[0] for name, group in rows.groupby("variant")}
     assert runs["bf16"] != drawn.documents["bf16"]["run_id"]

@@ -13,7 +13,7 @@ from dit8.scripts import reproduce
 @pytest.fixture
 def results(tmp_path):
     """The committed rows in a folder that may be written."""
-    for name in ("bench", "convert", "limits", "runs", "scores.csv"):
+    for name in ("bench", "convert", "limits", "runs", "runs.csv", "scores.csv"):
         (tmp_path / name).symlink_to(ROOT / "results" / name)
     return tmp_path
 
@@ -52,7 +52,7 @@ def test_the_findings_and_what_the_readme_shows(results):
 
 def test_own_rows_are_shown_and_nothing_else_is_written(tmp_path, monkeypatch, capsys):
     """A ledger of few rows, from a CPU, without benchmarks or the papers' figures."""
-    for name in ("runs", "scores.csv"):
+    for name in ("runs", "runs.csv", "scores.csv"):
         (tmp_path / name).symlink_to(ROOT / "results" / "demo" / name)
 
     def state():
@@ -63,7 +63,12 @@ def test_own_rows_are_shown_and_nothing_else_is_written(tmp_path, monkeypatch, c
     run(monkeypatch, f"results={tmp_path}")
     cells = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
     assert state() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"runs", "scores.csv", "tables"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "runs",
+        "runs.csv",
+        "scores.csv",
+        "tables",
+    }
     assert len(list((tmp_path / "tables").iterdir())) == 9 * 3
     assert cells["measured"] > 20 and cells["reported"] > 50 and cells["predicted"] == 0
     with (tmp_path / "tables" / "table5_fidelity.csv").open(encoding="utf-8") as file:

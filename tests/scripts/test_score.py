@@ -1,16 +1,17 @@
 """scripts/score.py: the rows of evaluate, from pictures alone, folders or archives."""
 
-import csv
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from dit8.eval.ledger import SCORES, read_table
 
-def rows_of(ledger: Path, *run_ids: str) -> list[list[str]]:
-    with open(ledger, newline="", encoding="utf-8") as file:
-        return [row for row in csv.reader(file) if row[0] in run_ids]
+
+def rows_of(ledger: Path, *run_ids: str) -> list[list]:
+    rows = read_table(ledger, SCORES)
+    return rows[rows["run_id"].isin(run_ids)].to_numpy().tolist()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Evaluation stopped anywhere and started again ends with the scores of an unbroken run."""
 
-import csv
 import json
 import os
 import random
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from dit8.eval.ledger import SCORES, read_table
 from dit8.scripts.cli import compose
 from dit8.scripts.evaluation import evaluate
 
@@ -19,10 +19,10 @@ PICTURES = 10  # a variant; at 12 steps each takes about a tenth of a second
 LONG = [f"n={PICTURES}", "steps=12", "variant=fused_int8"]
 
 
-def rows_of(results: Path) -> list[list[str]]:
-    """The rows of scores.csv as written, timings aside."""
-    with open(results / "scores.csv", newline="", encoding="utf-8") as file:
-        return [row for row in csv.reader(file) if row[10] != "seconds"]
+def rows_of(results: Path) -> list[list]:
+    """The rows of the ledger in their order, timings aside."""
+    rows = read_table(results / "scores.csv", SCORES)
+    return rows[rows["scorer"] != "seconds"].to_numpy().tolist()
 
 
 def wait_for(process, folder: Path, pictures: int) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dit8.eval.ledger import SCORES, read_table, upsert
 from dit8.eval.margins import Margin
 from dit8.eval.records import Interval
 from dit8.eval.report.harmless import harmless_change, is_harmless
@@ -110,9 +111,10 @@ def test_what_is_missing_is_said(settled, judged, margins):
 
 def test_a_variant_without_a_common_score_is_not_decided(place, margins):
     path = place.results / "scores.csv"
-    header, *lines = path.read_text().splitlines()
-    kept = [line for line in lines if not (line.startswith(GOOD) and "ocr" in line)]
-    path.write_text("\n".join([header, *kept, ""]))
+    rows = read_table(path, SCORES)
+    kept = rows[~((rows["run_id"] == GOOD) & rows["scorer"].str.contains("ocr"))]
+    path.unlink()
+    upsert(path, SCORES, kept.to_dict("records"))
     verdict = judge(load(place.folders, place.results), margins).verdicts[0]
     assert verdict.kind == UNDECIDED and verdict.by_score == ()
     assert verdict.sentence == (

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from dit8.eval.ledger import SCORES, read_table
+from dit8.eval.ledger import SCORES, read_table, upsert
 from dit8.eval.report.load import compared_with, load
 from dit8.quant.errors import UserError
 
@@ -20,10 +20,11 @@ def edit_run(folder, change):
 def drop_rows(results, wanted):
     """Remove the ledger's rows whose cells hold all of `wanted`."""
     path = results / "scores.csv"
-    header, *lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not set(wanted) <= set(line.split(","))]
-    assert len(kept) < len(lines)
-    path.write_text("\n".join([header, *kept, ""]), encoding="utf-8")
+    rows = read_table(path, SCORES).to_dict("records")
+    kept = [row for row in rows if not set(wanted) <= {str(cell) for cell in row.values()}]
+    assert len(kept) < len(rows)
+    path.unlink()
+    upsert(path, SCORES, kept)
 
 
 def test_runs_come_in_the_order_given_with_what_is_known_of_them(settled):
