@@ -92,8 +92,8 @@ RAW = "bf16_mini_hard_against_bf16_mini_hard-raw_mini.md"
     ],
 )
 def test_the_comparisons_are_what_the_ledger_says(tmp_path, monkeypatch, words, name):
-    for name in ("runs.csv", "scores.csv"):
-        (tmp_path / name).symlink_to(ROOT / "results" / name)
+    for file in ("runs.csv", "scores.csv"):
+        (tmp_path / file).symlink_to(ROOT / "results" / file)
     monkeypatch.setattr("sys.argv", ["compare.py", *words.split(), "--results", str(tmp_path)])
     compare.main()
     committed = (ROOT / "results" / "tables" / name).read_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dit8.eval import doctor
 from dit8.eval.doctor import (
     Row,
     checkpoint_names,
@@ -17,7 +18,7 @@ from dit8.eval.doctor import (
     variant_rows,
     weight_rows,
 )
-from dit8.models import doctor, machine
+from dit8.models.mini import TOY, build_pipeline, save_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = """[project]
@@ -40,6 +41,13 @@ VARIANTS = {
     "nf4": {"format": "nf4"},
     "q4": {"format": "q4_k"},
 }
+
+
+@pytest.fixture(scope="module")
+def toy_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "mini"
+    save_pipeline(build_pipeline(TOY, seed=0), folder)
+    return folder
 
 
 @pytest.fixture
@@ -205,7 +213,7 @@ def test_what_breaks_in_one_section_is_a_row_of_it(tmp_path, monkeypatch):
         raise RuntimeError("several\n  lines")
 
     monkeypatch.setattr(doctor, "torch_rows", fail)
-    monkeypatch.setattr(machine, "query_gpus", lambda: None)
+    monkeypatch.setattr(doctor, "query_gpus", lambda: None)
     rows = examine(tmp_path)  # an empty folder: no pyproject.toml, no conf
     assert Row("machine", "examination", False, "failed (RuntimeError: several lines)") in rows
     broken = {row.section for row in rows if row.name == "examination"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit8.kernels.backend import KernelError
 from dit8.models import sampling
 from dit8.models.engine import EngineBranch
 from dit8.models.generate import denoise, generate
@@ -144,7 +145,7 @@ def test_names_of_engines(pipeline, monkeypatch):
     with pytest.raises(UserError, match="must be dit8 where the hardware is staged, got 'stock'"):
         open_engine("stock", pipeline, CPU, staged=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="sees no CUDA GPU"):  # at once, not when the first comes
+    with pytest.raises(KernelError, match="sees no CUDA GPU"):  # at once, not when the first comes
         open_engine("dit8", pipeline, torch.device("cuda"), staged=True)
 
 
