@@ -6,8 +6,9 @@ What is changed, and how a mutant is named and drawn, is in mutation.py.
 
 A mutant runs the test files that import its module, directly or through other modules: the file
 of the same name first, then by the number of imports in between. Each of these files is first run
-without a mutant, and as many of them count, from the first, as take BUDGET_S together; files slower
-than that are passed over. pytest stops at the first failure. Outcomes:
+without a mutant, and as many of them count, from the first, as take 30 s together; files slower
+than that are passed over. pytest stops at the first failure. Those that take 5 s together are run
+for all mutants first, since most are killed there. Outcomes:
     killed     a test fails, or the run does not end within LIMIT_S while the same files without
                the mutant, run right afterwards, do (the latter are listed in `timed_out` too);
     survived   all test files that reach the module pass;
@@ -38,12 +39,15 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 
 import mutation
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGET_S, LIMIT_S = 30.0, 60.0
+BUDGETS_S = (5.0, 30.0)  # of the test files without a mutant, first for all, then for survivors
+RUNNING: list[int] = []  # process groups of the tests that this process runs
+LIMIT_S = 60.0  # of a run of pytest
 LINK_BYTES = 1 << 20  # larger files are linked into a copy
 DATA_BYTES = 16 << 30  # of a run: a mutant that appends forever must not take the machine
 SETTINGS = {
@@ -146,7 +150,7 @@ def enter_copy(names: Iterable[str], folder: str) -> None:
     os.environ |= {"PYTHONPATH": str(copy), "TMPDIR": tempfile.mkdtemp(dir=folder)}
     tempfile.tempdir = None  # read TMPDIR again
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one with SIGTERM
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, stop)
     for name in ("models", "dit8.models"):  # mends torchvision before diffusers imports it
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -155,6 +159,14 @@ def enter_copy(names: Iterable[str], folder: str) -> None:
             getattr(importlib.import_module(name), late or "__name__")
     for name in [name for name in sys.modules if re.match(r"(dit8\.)?models\b|dit8$", name)]:
         del sys.modules[name]
+
+
+def stop(*_: object) -> None:
+    """End this process and the tests it runs."""
+    for child in RUNNING:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    os._exit(1)  # an exception would be the result of a job, and the next job would start
 
 
 def run_tests(files: list[str]) -> tuple[str, float, str]:
@@ -177,14 +189,14 @@ def run_tests(files: list[str]) -> tuple[str, float, str]:
         finally:
             sys.stdout.flush()
             os._exit(code)
+    RUNNING.append(child)
     ended = (0, 0)
-    try:
-        while not ended[0] and time.monotonic() - started < LIMIT_S:
-            time.sleep(0.02)
-            ended = os.waitpid(child, os.WNOHANG)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # and what the tests started
-            os.killpg(child, signal.SIGKILL)
+    while not ended[0] and time.monotonic() - started < LIMIT_S:
+        time.sleep(0.02)
+        ended = os.waitpid(child, os.WNOHANG)
+    with contextlib.suppress(ProcessLookupError):  # and what the tests started
+        os.killpg(child, signal.SIGKILL)
+    RUNNING.remove(child)
     if not ended[0]:
         os.waitpid(child, 0)
         return "timed_out", time.monotonic() - started, ""
@@ -260,19 +272,25 @@ def summary(mutants: Mapping[str, Result], drawn: Iterable[str]) -> dict[str, ob
     return {"n": len(mine), "killed": killed, "share": share, "timed_out": timed_out, **names}
 
 
-def choose(files: Iterable[str], seconds: Mapping[str, float]) -> tuple[list[str], str | None]:
-    """Return the files that fit into BUDGET_S, and the first that has to be timed to go on."""
+def choose(
+    files: Iterable[str], seconds: Mapping[str, float], budget: float
+) -> tuple[list[str], str | None]:
+    """Return the files that fit into a budget, and the first that has to be timed to go on.
+
+    The first that fits into the largest budget is always among them.
+    """
     picked = []
-    left = BUDGET_S
     for file in files:
         if file not in seconds:
             return picked, file
-        if seconds[file] > BUDGET_S:
+        if seconds[file] > BUDGETS_S[-1]:
             continue
-        left -= seconds[file]
-        if left < 0:
+        budget -= seconds[file]
+        if budget < 0 and picked:
             break
         picked.append(file)
+        if budget < 0:
+            break
     return picked, None
 
 
@@ -284,47 +302,60 @@ def run_all(pool: ProcessPoolExecutor, jobs: Mapping[str, tuple], say: str) -> I
         result, now = future.result(), time.monotonic()
         yield names[future], result, now - last
         last = now
-        words = " ".join(map(str, result[:2])) if isinstance(result, tuple) else result["outcome"]
+        words = result[0] if isinstance(result, tuple) else f"{result['outcome']} {result['by']}"
         eta = (now - started) / count * (len(names) - count)
-        print(
-            f"{say} {count}/{len(names)} ETA {eta:.0f} s {names[future]} {words}", file=sys.stderr
-        )
+        line = f"{say} {count}/{len(names)}, ETA {eta:.0f} s: {names[future]} {words}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def run_stage(
+    pool: ProcessPoolExecutor,
+    record: Record,
+    todo: Mapping[str, mutation.Mutant],
+    reach: Mapping[str, list[str]],
+    budget: float,
+) -> None:
+    """Time the test files that fit into a budget, and run every mutant on its own."""
+    times = record.found["tests"]
+    while wanted := {choose(reach[m.path], times, budget)[1] for m in todo.values()} - {None}:
+        jobs = {file: (run_tests, [file]) for file in sorted(wanted)}
+        for file, (outcome, seconds, failed), passed_s in run_all(pool, jobs, "test"):
+            if outcome == "failed":
+                raise Refusal(f"the tests must pass without a mutant, {failed} does not; mend it")
+            seconds = seconds if outcome == "passed" else LIMIT_S  # too slow to count
+            record.write("tests", file, seconds, passed_s)
+    jobs = {}
+    for name, mutant in todo.items():
+        picked, _ = choose(reach[mutant.path], times, budget)
+        jobs[name] = run_mutant, mutant, picked, len(picked) == len(reach[mutant.path])
+    for name, result, passed_s in run_all(pool, jobs, "mutant"):
+        if result["outcome"] != "undecided" or budget == BUDGETS_S[-1]:
+            record.write("mutants", name, result, passed_s)
+        else:
+            record.found["seconds"] += passed_s
 
 
 def mutate(args: argparse.Namespace, folder: str) -> dict[str, object]:
     """Run what is not in the record yet; returns the summary."""
+    if args.n < 1 or args.processes < 1:
+        got = f"{args.n} and {args.processes}"
+        raise Refusal(f"--n and --processes must be 1 or more, got {got}; raise them")
     files = tracked(ROOT)
     sources = {name: (ROOT / name).read_bytes() for name in files if name.endswith(".py")}
     drawn = mutation.draw(mutation.candidates(sources), sources, args.n, args.seed)
-    if not 0 < args.n <= len(drawn):
-        raise Refusal(f"--n must be 1 to {len(drawn)}, as many as there are mutants, got {args.n}")
+    if len(drawn) < args.n:
+        raise Refusal(f"--n must be {len(drawn)}, all there are, or fewer, got {args.n}; lower it")
     digest = hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:12]
     path = args.out or ROOT / "outputs" / "mutants" / f"{digest}-{args.seed}.json"
     record = Record(path, {"sources": digest, "seed": args.seed})
     reach = tests_by_module(sources)
-    todo = {m.name: m for m in drawn if m.name not in record.found["mutants"]}
     context = multiprocessing.get_context("spawn")  # these fork, and must have one thread then
     with ProcessPoolExecutor(args.processes, context, enter_copy, (files, folder)) as pool:
         try:
-            times = record.found["tests"]
-            while True:
-                wanted = {choose(reach[mutant.path], times)[1] for mutant in todo.values()} - {None}
-                jobs = {file: (run_tests, [file]) for file in sorted(wanted)}
-                for file, (outcome, seconds, failed), passed_s in run_all(pool, jobs, "test"):
-                    if outcome == "failed":
-                        raise Refusal(f"the tests must pass without a mutant, {failed} does not")
-                    seconds = seconds if outcome == "passed" else LIMIT_S  # too slow to count
-                    record.write("tests", file, seconds, passed_s)
-                if not wanted:
-                    break
-            jobs = {}
-            for name, mutant in todo.items():
-                picked, _ = choose(reach[mutant.path], times)
-                jobs[name] = run_mutant, mutant, picked, len(picked) == len(reach[mutant.path])
-            for name, result, passed_s in run_all(pool, jobs, "mutant"):
-                record.write("mutants", name, result, passed_s)
+            for budget in BUDGETS_S:
+                todo = {m.name: m for m in drawn if m.name not in record.found["mutants"]}
+                run_stage(pool, record, todo, reach, budget)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
@@ -348,6 +379,9 @@ def main() -> int:
     except Refusal as error:
         print(f"mutants: {error}", file=sys.stderr)
         return 2
+    except BrokenProcessPool:
+        print("mutants: a process was ended, perhaps for memory; run it again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mutants: stopped; the same command goes on from here", file=sys.stderr)
         return 130

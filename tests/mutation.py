@@ -217,10 +217,13 @@ def draw(
     def order(mutant: Mutant) -> str:
         return hashlib.sha256(f"{seed}/{mutant.name}".encode()).hexdigest()
 
-    drawn = []
+    drawn, before = [], {}
     for mutant in sorted(mutants, key=order):
-        before = sources[mutant.path]
-        if len(drawn) < n and compiled(before) != compiled(mutant.apply(before)):
+        if len(drawn) == n:
+            break
+        path, source = mutant.path, sources[mutant.path]
+        before[path] = before.get(path) or compiled(source)
+        if before[path] != compiled(mutant.apply(source)):
             drawn.append(mutant)
     return drawn
 

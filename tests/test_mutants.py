@@ -127,10 +127,11 @@ def test_tests_are_ordered_by_name_then_by_imports_in_between(mutants) -> None:
 
 def test_files_count_from_the_first_until_the_time_is_full(mutants) -> None:
     seconds = {"a": 10.0, "slow": 50.0, "b": 15.0, "c": 6.0, "d": 1.0}
-    files = ["a", "slow", "b", "c", "d"]
-    assert mutants.choose(files, seconds) == (["a", "b"], None)
+    files = ["slow", "a", "b", "c", "d"]
+    assert mutants.choose(files, seconds, 30.0) == (["a", "b"], None)
+    assert mutants.choose(files, seconds, 5.0) == (["a"], None)  # one at least
     del seconds["b"]
-    assert mutants.choose(files, seconds) == (["a"], "b")
+    assert mutants.choose(files, seconds, 30.0) == (["a"], "b")
 
 
 def test_share_counts_killed_among_all_that_were_drawn(mutants) -> None:
