@@ -2,7 +2,7 @@
 
     python tests/mutants.py [--n 100] [--seed 0] [--processes 2] [--out <json>]
 
-What is changed, and how a mutant is named and drawn, is in mutation.py.
+What is changed, how a mutant is named and drawn, and which tests reach it, is in mutation.py.
 
 A mutant runs the test files that import its module, directly or through other modules: the file
 of the same name first, then by the number of imports in between. Each of these files is first run
@@ -21,7 +21,6 @@ comes, and the same command on the same sources goes on where it was stopped.
 """
 
 import argparse
-import ast
 import contextlib
 import hashlib
 import importlib
@@ -36,11 +35,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import mutation
 
@@ -74,63 +72,6 @@ def tracked(root: Path) -> list[str]:
         reason = " ".join(str(getattr(error, "stderr", "") or error).split())
         raise Refusal(f"{root} must be a git checkout, got: {reason}; run it in a clone") from error
     return [name for name in listing.split("\0") if name and (root / name).is_file()]
-
-
-def module_of(path: str) -> str:
-    """Return the name that a file is imported by, without the prefix dit8."""
-    name = mutation.PREFIX.sub("", path).removesuffix(".py").replace("/", ".")
-    return name.removesuffix(".__init__")
-
-
-def imports(module: str, source: bytes) -> set[str]:
-    """Return every name that a file may import as a module, without the prefix dit8."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = module.split(".")[: -node.level] if node.level else []
-            base = ".".join([*parents, *filter(None, [node.module])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return {mutation.PREFIX.sub("", name) for name in found}
-
-
-def tests_by_module(sources: Mapping[str, bytes]) -> dict[str, list[str]]:
-    """Return path -> test files that reach it, nearest first; sources: of all Python files.
-
-    A test file imports the conftest.py of its folder and those above; it also reaches the file that
-    it is named after, which it may start as a command: tests/scripts/test_demo.py scripts/demo.py.
-    """
-    paths = {module_of(path): path for path in sources}
-    importers = defaultdict(set)  # path -> paths
-    mirrored = {}
-    for path, source in sources.items():
-        names = imports(module_of(path), source)
-        if is_test(path):
-            folders = PurePosixPath(path).parents
-            names |= {module_of(str(folder / "conftest.py")) for folder in folders}
-            mirrored[path] = module_of(path).removeprefix("tests.").replace("test_", "")
-            names.add(mirrored[path])
-        for name in names & paths.keys():
-            importers[paths[name]].add(path)
-    found = {}
-    for module, path in paths.items():
-        distance, ring = {path: 0}, [path]
-        while ring:
-            ring = sorted({near for far in ring for near in importers[far]} - distance.keys())
-            distance |= dict.fromkeys(ring, max(distance.values()) + 1)
-        rank = {  # the folder of tests, where the distance is the same
-            test: (mirrored[test] != module, steps, f"tests.{module}"[:9] != module_of(test)[:9])
-            for test, steps in distance.items()
-            if is_test(test)
-        }
-        found[path] = sorted(rank, key=lambda test: (rank[test], test))
-    return found
-
-
-def is_test(path: str) -> bool:
-    """Tell whether pytest collects a file."""
-    return bool(re.fullmatch(r"tests/(.*/)?test_\w+\.py", path))
 
 
 def enter_copy(names: Iterable[str], folder: str) -> None:
@@ -348,7 +289,7 @@ def mutate(args: argparse.Namespace, folder: str) -> dict[str, object]:
     digest = hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:12]
     path = args.out or ROOT / "outputs" / "mutants" / f"{digest}-{args.seed}.json"
     record = Record(path, {"sources": digest, "seed": args.seed})
-    reach = tests_by_module(sources)
+    reach = mutation.tests_by_module(sources)
     context = multiprocessing.get_context("spawn")  # these fork, and must have one thread then
     with ProcessPoolExecutor(args.processes, context, enter_copy, (files, folder)) as pool:
         try:

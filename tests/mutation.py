@@ -1,4 +1,4 @@
-"""Mutants: changes of the source in one place, with names that outlive a move of the file.
+"""Mutants: changes of the source in one place, named to outlive a move, and tests that reach them.
 
 A mutant is one of: a comparison flipped (`compare`), a number plus one (`const`), + and - or * and
 / exchanged (`sign`), min and max exchanged (`minmax`), min(a, b) or max(a, b) reduced to a
@@ -23,6 +23,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 # area -> globs of its files, without a leading dit8/ or src/dit8/; * also matches a slash
 AREAS = {
@@ -238,3 +239,60 @@ def compiled(source: bytes) -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return parts(compile(source, "mutant", "exec", dont_inherit=True))
+
+
+def module_of(path: str) -> str:
+    """Return the name that a file is imported by, without the prefix dit8."""
+    name = PREFIX.sub("", path).removesuffix(".py").replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+def imports(module: str, source: bytes) -> set[str]:
+    """Return every name that a file may import as a module, without the prefix dit8."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return {PREFIX.sub("", name) for name in found}
+
+
+def tests_by_module(sources: Mapping[str, bytes]) -> dict[str, list[str]]:
+    """Return path -> test files that reach it, nearest first; sources: of all Python files.
+
+    A test file imports the conftest.py of its folder and those above; it also reaches the file that
+    it is named after, which it may start as a command: tests/scripts/test_demo.py scripts/demo.py.
+    """
+    paths = {module_of(path): path for path in sources}
+    importers = defaultdict(set)  # path -> paths
+    mirrored = {}
+    for path, source in sources.items():
+        names = imports(module_of(path), source)
+        if is_test(path):
+            folders = PurePosixPath(path).parents
+            names |= {module_of(str(folder / "conftest.py")) for folder in folders}
+            mirrored[path] = module_of(path).removeprefix("tests.").replace("test_", "")
+            names.add(mirrored[path])
+        for name in names & paths.keys():
+            importers[paths[name]].add(path)
+    found = {}
+    for module, path in paths.items():
+        distance, ring = {path: 0}, [path]
+        while ring:
+            ring = sorted({near for far in ring for near in importers[far]} - distance.keys())
+            distance |= dict.fromkeys(ring, max(distance.values()) + 1)
+        rank = {  # the folder of tests, where the distance is the same
+            test: (mirrored[test] != module, steps, f"tests.{module}"[:9] != module_of(test)[:9])
+            for test, steps in distance.items()
+            if is_test(test)
+        }
+        found[path] = sorted(rank, key=lambda test: (rank[test], test))
+    return found
+
+
+def is_test(path: str) -> bool:
+    """Tell whether pytest collects a file."""
+    return bool(re.fullmatch(r"tests/(.*/)?test_\w+\.py", path))

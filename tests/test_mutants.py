@@ -116,7 +116,7 @@ def test_tests_are_ordered_by_name_then_by_imports_in_between(mutants) -> None:
         "tests/scripts/test_run.py": b"",
         "tests/test_nothing.py": b"import json",
     }
-    reach = mutants.tests_by_module(sources)
+    reach = mutants.mutation.tests_by_module(sources)
     assert reach["dit8/quant/a.py"] == [
         *("tests/quant/test_a.py", "tests/eval/test_c.py", "tests/quant/test_b.py"),
         "tests/scripts/test_run.py",
