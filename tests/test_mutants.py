@@ -14,7 +14,7 @@ class Box:
     size: float = 0.5
 
     def has(self, x: "int | 7", é=True) -> bool:
-        if not x:
+        if not x.type == "cpu":
             raise ValueError(f"got {x + 1}")
         return 0 < x <= self.size and print(x, 2) is not None
 
@@ -53,7 +53,7 @@ def test_changes_code_and_leaves_messages_annotations_and_docstrings(mutants) ->
         "quant/LIMIT/const/1": b"LIMIT: int = 4",
         "quant/Box.size/const/1": b"size: float = 1.5",
         "quant/Box.has/flag/1": 'def has(self, x: "int | 7", é=False) -> bool:'.encode(),
-        "quant/Box.has/not/1": b"if (x):",
+        "quant/Box.has/not/1": b'if (x.type == "cpu"):',
         "quant/Box.has/const/1": last.replace(b"0", b"1"),
         "quant/Box.has/compare/1": last.replace(b"0 <", b"0 <="),
         "quant/Box.has/compare/2": last.replace(b"<=", b"<"),
