@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo tables test check format parity test-gpu clean
+.PHONY: help venv install demo tables test mutants check format parity test-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ tables: $(STAMP) ## the papers' nine tables from the committed rows; results=out
 
 test: check ## lint, formatting and all tests, two processes (those marked gpu need a GPU)
 	@$(PY) -m pytest -n 2 --dist loadfile
+
+mutants: $(STAMP) ## change the source in 100 places, count the changes that the tests notice
+	@$(PY) tests/mutants.py
 
 check: $(STAMP) ## lint and formatting only; edits nothing
 	@$(PY) -m ruff check .
