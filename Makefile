@@ -51,7 +51,7 @@ test: check ## lint, formatting and all tests, two processes (those marked gpu n
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 mutants: $(STAMP) ## change the source in 100 places, count the changes that the tests notice
-	@$(PY) tests/mutants.py
+	@PYTHONSAFEPATH= $(PY) tests/mutants.py
 
 check: $(STAMP) ## lint and formatting only; edits nothing
 	@$(PY) -m ruff check .

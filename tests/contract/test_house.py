@@ -8,6 +8,7 @@ that is no longer there.
 
 import ast
 import json
+import subprocess
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ ALLOWED = json.loads(Path(__file__).with_name("allowed.json").read_text(encoding
 LEVELS = {"conf": 0, "kernels": 0, "quant": 1, "models": 2, "eval": 3, "scripts": 4}
 COMMAND_LINE = {"hydra", "omegaconf", "argparse"}  # for scripts only
 MAX_LINES = 400
+MAX_MIB = 58  # of tracked files: a copy of the tree and some wheels travel in 64
 
 
 @cache
@@ -145,3 +147,14 @@ def test_the_house_has_no_exceptions_but_those_that_are_listed(rule):
 
 def test_the_list_names_only_rules():
     assert set(ALLOWED) == {rule.__name__ for rule in RULES}
+
+
+def test_the_tracked_tree_can_travel():
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip(f"needs a git checkout: {listed.stderr.strip()}")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    assert 0 < size <= MAX_MIB * 2**20
