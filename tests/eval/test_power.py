@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy
 
 from dit8.eval.equivalence import tost_p
 from dit8.eval.margins import load_margins
@@ -29,6 +30,17 @@ def test_equivalence_is_shown_as_often_as_asked_for(effect):
     shown = (tost_p(x, -2.0 * effect, 2.0 * effect) <= 0.05).mean()
     # binomial standard error sqrt(0.8 * 0.2 / 10000) = 0.004; one prompt moves the power by 0.02
     assert 0.8 - 0.012 <= shown <= 0.82 + 0.012
+
+
+def test_the_power_of_few_prompts_is_that_of_a_simulation():
+    """At n = 4 one degree of freedom more or less moves it by several hundredths."""
+    n, effect, draws = 4, 2.0, 40_000
+    sample = np.random.default_rng(0).standard_normal((draws, n))
+    t = scipy.stats.t.isf(0.05, n - 1)
+    error = t * sample.std(axis=1, ddof=1) / np.sqrt(n)
+    share = (np.abs(sample.mean(axis=1)) + error < effect).mean()
+    expected = equivalence_power(effect, n, 0.05)
+    assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / draws)
 
 
 def test_few_prompts_have_no_power_of_equivalence():
