@@ -115,7 +115,7 @@ def _keep(cell: Cell, drawn: Part) -> None:
         "checkpoint_sha256": checkpoint_sha256(cell.checkpoint),
         "model_sha256": cell.model.sha256,
         "prompts": [[p.id, p.seed] for p in cell.prompts],
-        "seeds": "noise: sha256('<prompt id>/<seed>'), see models/generate.py",
+        "seeds": "noise: sha256('<prompt id>/<seed>'), see models/types.py",
         "started": drawn.started or _now(),
         "seconds": round(drawn.seconds, 3),  # of all processes together
         "pictures_made": len(timing.image_ms),
