@@ -210,8 +210,9 @@ def plan_sweep(script: str, words: Sequence[str], root: Path) -> Sweep | None:
     Args:
         script: its name.
         words: the command line without the program.
-        root: of the repository, whose conf/ glob() looks into; its outputs/ gets the records,
-            so that jobs on other machines find the folder wherever the command was typed.
+        root: of the repository, whose conf/ glob() looks into; its outputs/multirun gets the
+            records, so that jobs on other machines find the folder wherever the command was
+            typed. The word hydra.sweep.dir=<folder> names another.
 
     Raises:
         HydraException: a word that is no override.
@@ -239,7 +240,11 @@ def plan_sweep(script: str, words: Sequence[str], root: Path) -> Sweep | None:
         )
     moment = time.strftime("%Y%m%d-%H%M%S")
     name = f"cells-{moment}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    folder = root / "outputs" / "multirun" / name
+    own = overrides.get("hydra.sweep.dir")
+    place = "" if own is None else str(own.value())
+    if not place or "${" in place:  # Hydra fills in what is between the braces later
+        place = root / "outputs" / "multirun"
+    folder = Path(place).absolute() / name
     return Sweep(script, labels if swept else (script,), folder, launcher == "basic")
 
 

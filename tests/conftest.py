@@ -1,8 +1,9 @@
-"""Settings every test shares: threads, no network, seeds and the gpu marker."""
+"""What every test shares: threads, no network, seeds, the gpu marker, a checkout left alone."""
 
 import os
 import random
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,46 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import dit8.models  # noqa: E402, F401 (mends torchvision for every test that imports diffusers)
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache"}  # write where they like
+BEFORE, WRITTEN = pytest.StashKey[dict[str, tuple[int, int]]](), pytest.StashKey[list[str]]()
+
+
+def files_of_checkout() -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of every file, by its path below the checkout."""
+    found = {}
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in TOOLS]
+        for path in (os.path.join(folder, name) for name in names):
+            status = os.lstat(path)
+            found[os.path.relpath(path, ROOT)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember the checkout; under xdist the process that hands out the tests does, alone."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[BEFORE] = files_of_checkout()
+
+
+@pytest.hookimpl(trylast=True)  # when xdist's processes have ended
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session when a file of the checkout is new, changed or gone: tests have tmp_path."""
+    before = session.config.stash.get(BEFORE, None)
+    if before is None:
+        return
+    written = sorted({path for path, _ in before.items() ^ files_of_checkout().items()})
+    session.config.stash[WRITTEN] = written
+    if written and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the files that `pytest_sessionfinish` found."""
+    if written := terminalreporter.config.stash.get(WRITTEN, []):
+        terminalreporter.section("written into the checkout", red=True)
+        terminalreporter.line("\n".join(written))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

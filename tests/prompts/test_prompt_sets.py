@@ -15,6 +15,7 @@ from dit8.models.poster_type import FACES
 from dit8.models.poster_words import is_held_out
 from dit8.models.posters import caption_json, make_poster
 from dit8.models.training.reading import PROBE_SEED
+from dit8.scripts import make_prompts
 from dit8.scripts.make_prompts import HARD_FACES, SETS, prompt_sets
 
 FOLDER = Path(__file__).resolve().parents[2] / "prompts"
@@ -33,8 +34,19 @@ def posters(prompts, tiers):
     ]
 
 
-def test_the_committed_files_are_what_the_script_writes():
+def test_the_committed_files_are_what_the_script_writes(sets, monkeypatch):
+    """Of the hard posters those that were passed over are read here, forty of the others below."""
+    kept, passed_over = {prompt.seed for prompt in sets["mini_hard"]}, []
+    genuine = make_prompts.is_legible
+
+    def is_kept(poster):
+        if poster.seed not in kept:
+            passed_over.append(poster)
+        return poster.seed in kept
+
+    monkeypatch.setattr(make_prompts, "is_legible", is_kept)
     made = prompt_sets()
+    assert passed_over and not any(map(genuine, passed_over))
     assert set(made) == set(SIZES) == {path.stem for path in FOLDER.glob("mini_*.jsonl")}
     for name, rows in made.items():
         lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -116,12 +128,9 @@ def read_share(prompts, tiers):
 
 
 @pytest.mark.parametrize("name", ["mini_easy", "mini_medium", "mini_hard"])
-def test_the_first_reference_posters_can_be_read(sets, name):
-    # at 97 % a text, 3 misses in 20 happen once in 40 sets; the file is fixed, so never again
-    assert read_share(sets[name][:20], SETS[name][0]) >= 0.85
+def test_reference_posters_can_be_read(sets, name):
+    """The sets are for posters of which 97 % of the texts are read.
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mini_easy", "mini_medium", "mini_hard"])
-def test_reference_posters_are_read_to_97_percent(sets, name):
-    assert read_share(sets[name], SETS[name][0]) >= 0.97
+    Of 40 such, more than 3 are misread in 3 of 100 draws; the files are fixed, so never again.
+    """
+    assert read_share(sets[name][:40], SETS[name][0]) >= 37 / 40

@@ -74,7 +74,13 @@ class Place:
 
     @property
     def evaluation(self) -> list[str]:
-        return [*self.common, f"results={self.results}", f"out={self.out}", "n=4", "steps=2"]
+        words = [*self.common, *self.sweep, f"results={self.results}", f"out={self.out}"]
+        return [*words, "n=4", "steps=2"]
+
+    @property
+    def sweep(self) -> list[str]:
+        """The folder of a sweep's records: unless told, it is in the repository."""
+        return [f"hydra.sweep.dir={self.folder / 'multirun'}"]
 
     @property
     def results(self) -> Path:
@@ -207,7 +213,8 @@ class Drawn:
 def drawn(tmp_path_factory, tiny_model, run_script) -> Drawn:
     """int8 comes first, so that its checkpoint and its reference are both missing."""
     place = Place(tmp_path_factory.mktemp("drawn"), tiny_model)
-    options = [*place.evaluation, "archive=true", "variant=int8,bf16,fused_int8"]
+    options = [word for word in place.evaluation if word not in place.sweep]  # as configured
+    options += ["archive=true", "variant=int8,bf16,fused_int8"]
     ended = run_script("evaluate", "-m", *options, cwd=place.folder)
     assert ended.code == 0, ended.stderr
     return Drawn(place, ended, {document["variant"]: document for document in ended.cells})

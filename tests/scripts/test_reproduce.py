@@ -6,7 +6,6 @@ import types
 import pytest
 
 from dit8.conf.paths import ROOT
-from dit8.eval.reproduce.tables import build_tables
 from dit8.scripts import reproduce
 
 
@@ -40,14 +39,6 @@ def test_one_table_in_three_forms(results, monkeypatch, capsys):
     page = (results / "tables" / "table5_fidelity.md").read_text(encoding="utf-8")
     assert f"--table 5 results={results}` from `{results}/scores.csv`" in page
     assert "and `results/paper/fidelity.csv`" in page
-
-
-def test_the_findings_and_what_the_readme_shows(results):
-    tables = build_tables(ROOT / "results")
-    page = reproduce.write_findings(results, {table.number: table for table in tables})
-    for path in (page, *reproduce.write_for_readme(results, tables)):
-        committed = ROOT / "results" / path.relative_to(results)
-        assert path.read_bytes() == committed.read_bytes(), path.name
 
 
 def test_own_rows_are_shown_and_nothing_else_is_written(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from dit8.eval.ledger import SCORES, read_table
 from dit8.scripts.cli import compose
 from dit8.scripts.evaluation import evaluate
 
-PICTURES = 10  # a variant; at 12 steps each takes about a tenth of a second
+PICTURES = 5  # a variant; at 12 steps each takes about a tenth of a second
 LONG = [f"n={PICTURES}", "steps=12", "variant=fused_int8"]
 
 
@@ -47,7 +47,7 @@ def check_whole(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_at_random_moments(place, start_script, run_script):
+def test_killed_and_interrupted_at_random_moments(place, start_script, run_here):
     unbroken = place.folder / "unbroken"
     options = [*place.evaluation, *LONG]
     elsewhere = [f"results={unbroken / 'results'}", f"out={unbroken / 'runs'}"]
@@ -81,7 +81,7 @@ def test_killed_and_interrupted_at_random_moments(place, start_script, run_scrip
     # Ctrl-C cleans up; only the kill may have left a temporary file, under the other process's id
     assert not list(place.folder.rglob(f".*-{process.pid}-*.tmp"))
 
-    finished = run_script("evaluate", *options, cwd=place.folder)
+    finished = run_here("evaluate", *options)
     assert finished.code == 0, finished.stderr
     assert finished.document["n"] == PICTURES
     assert len(expected) == 1 + PICTURES * (4 + 7)  # header, bf16's and fused_int8's scorers
@@ -93,8 +93,13 @@ def test_killed_and_interrupted_at_random_moments(place, start_script, run_scrip
         assert (place.out / path).read_bytes() == (unbroken / "runs" / path).read_bytes()
 
 
-@pytest.mark.parametrize("lost", ["picture", "latents of a missing picture", "record", "scores"])
-@pytest.mark.parametrize("batch", [1, 3])
+PICTURE, LATENTS = "picture", "latents of a missing picture"
+
+
+@pytest.mark.parametrize(
+    ("lost", "batch"),
+    [(PICTURE, 1), (PICTURE, 3), (LATENTS, 1), (LATENTS, 3), ("record", 3), ("scores", 1)],
+)
 def test_whatever_a_stop_left_undone_is_done(place, lost, batch):
     """The moments that a random kill rarely meets: between two files of one run."""
     config = compose("evaluate", [*place.evaluation, "variant=int8", f"batch={batch}"])
@@ -108,7 +113,7 @@ def test_whatever_a_stop_left_undone_is_done(place, lost, batch):
         (place.results / "scores.csv").unlink()
     else:
         pictures[1].unlink()
-        if lost != "picture":
+        if lost == LATENTS:
             pictures[1].with_suffix(".safetensors").unlink()
         record.unlink()
     leftover = pictures[1].with_name(f".{pictures[1].name}.{os.getpid() + 1}.tmp")

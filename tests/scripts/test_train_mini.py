@@ -26,13 +26,13 @@ def table(path, columns):
 
 
 @pytest.mark.slow
-def test_rehearsal_stops_resumes_and_ends_with_a_model(tmp_path, run_script):
+def test_rehearsal_stops_resumes_and_ends_with_a_model(tmp_path, run_script, run_here):
     out = tmp_path / "training"
     pool = [f"pool.{tier}=8" for tier in ("slot", "easy", "medium", "hard")]
     batches = [f"{stage}.batch=4" for stage in ("vae", "conditional", "unconditional")]
-    seconds = ["vae.seconds=2", "conditional.seconds=4", "unconditional.seconds=2"]
+    seconds = ["vae.seconds=1", "conditional.seconds=3", "unconditional.seconds=1"]
     options = [f"out={out}", "size=toy", "device=cpu", *pool, *batches, *seconds]
-    options += ["conditional.every_seconds=2", "workers=1", "readers=1", "probe=1", "probe_steps=2"]
+    options += ["conditional.every_seconds=1", "workers=1", "readers=1", "probe=1", "probe_steps=2"]
 
     stopped = run_script("train_mini", *options, "stop_after=conditional", cwd=tmp_path)
     assert stopped.code == 0, stopped.stderr
@@ -42,7 +42,7 @@ def test_rehearsal_stops_resumes_and_ends_with_a_model(tmp_path, run_script):
     kept = {name: (out / f"{name}.safetensors").read_bytes() for name in ("vae", "conditional")}
     curve = (out / "loss.csv").read_text()
 
-    resumed = run_script("train_mini", *options, cwd=tmp_path)
+    resumed = run_here("train_mini", *options)
     assert resumed.code == 0, resumed.stderr
     assert resumed.document["stage"] == "done"
     assert resumed.stdout.startswith("stage unconditional, 0 s spent, on cpu\n")

@@ -10,7 +10,8 @@ import pytest
 
 from dit8.eval.ledger import SCORES, upsert
 from dit8.eval.records import RunKey
-from dit8.eval.reproduce.table import Cell
+from dit8.eval.reproduce.table import Cell, Table
+from dit8.eval.reproduce.tables import build_tables
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLER = {"name": "default_20", "steps": 20, "guidance": 3.0, "size_px": 256}
@@ -63,9 +64,15 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def committed() -> Path:
     return ROOT / "results"
+
+
+@pytest.fixture(scope="session")
+def built(committed) -> dict[int, Table]:
+    """The nine tables of the committed rows by number: ten seconds of resampling, spent once."""
+    return {table.number: table for table in build_tables(committed)}
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from dit8.eval.reproduce.finding import (
     stands,
 )
 from dit8.eval.reproduce.table import KEY, Cell, empty
-from dit8.eval.reproduce.tables import build_tables
 
 CLIP = ("clip_mini ↑", "100 x cosine (clip-mini)")
 CLAIMS = (*speed_claims.CLAIMS, *quality_claims.CLAIMS)
@@ -44,13 +43,13 @@ BELOW_0, AROUND_0, ABOVE_0 = (
 
 
 @pytest.fixture(scope="module")
-def results(request):
-    return request.path.parents[3] / "results"
+def results(committed):
+    return committed
 
 
 @pytest.fixture(scope="module")
-def tables(results):
-    return {table.number: table for table in build_tables(results)}
+def tables(built):
+    return built
 
 
 def changed(tables, number, row, label, cell, place=""):

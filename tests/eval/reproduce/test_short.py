@@ -12,14 +12,13 @@ from dit8.eval.reproduce.tables import build_tables
 
 
 @pytest.fixture(scope="module")
-def tables(request):
-    results = request.path.parents[3] / "results"
-    return {table.number: table for table in build_tables(results, (1, 5, 6, 7))}
+def tables(built):
+    return built
 
 
 @pytest.fixture(scope="module")
-def rows(tables, request):
-    text = short.build(request.path.parents[3] / "results", tables[7])
+def rows(tables, committed):
+    text = short.build(committed, tables[7])
     lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
     head, _, *body = ([cell.strip() for cell in line] for line in lines)
     assert head == list(short.HEADS)

@@ -8,7 +8,6 @@ from dit8.eval.reproduce import (
     fidelity,
     frontier,
     quality,
-    speed,
     text,
 )
 from dit8.eval.reproduce.runs import VARIANTS
@@ -127,8 +126,8 @@ def test_fidelity_and_its_difference_to_int8(ledger, cells, pick):
     assert (both.low, both.high) == (0.277, 0.306)
 
 
-def test_the_ladder_is_that_of_the_ablation(committed, cells, pick):
-    table = ablation.build(committed)
+def test_the_ladder_is_that_of_the_ablation(committed, built, cells, pick):
+    table = built[6]
     rows = pd.read_csv(committed / "tables" / "ablation.csv", keep_default_na=False)
     rows = rows[(rows["model"] == "mini") & (rows["measure"] == "latent_error_change")]
     for row in rows.itertuples():
@@ -185,17 +184,17 @@ def test_a_file_that_was_not_written_has_no_size(ledger, cells, pick):
 
 
 @pytest.mark.parametrize("variant", ["bf16", "fp8", "int8", "q8_0", "nf4", "q4_k"])
-def test_counted_sizes_are_those_of_the_files(committed, variant, cells, pick):
-    found = cells(frontier.build(committed), variant)
+def test_counted_sizes_are_those_of_the_files(built, variant, cells, pick):
+    found = cells(built[7], variant)
     counted = pick(found, "full size", "size", "counted").value
     # scales, norms and headers are below a per mille; q4_k is extrapolated from 4 of 34 blocks
     bound = 0.005 if variant == "q4_k" else 0.001
     assert pick(found, "full size", "size").value == pytest.approx(counted, rel=bound)
 
 
-def test_every_variant_of_the_papers_is_in_every_table_of_variants(committed):
-    for build in (quality.build, text.build, fidelity.build, frontier.build, speed.build):
-        texts = {cell.text for row in build(committed).rows for cell in row}
+def test_every_variant_of_the_papers_is_in_every_table_of_variants(built):
+    for number in (1, 3, 4, 5, 7):  # speed, quality, text, fidelity, frontier
+        texts = {cell.text for row in built[number].rows for cell in row}
         assert set(VARIANTS) <= texts
 
 
