@@ -15,6 +15,7 @@ are stored by `repr`, which reads back to the same float64.
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -171,7 +172,7 @@ def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Pat
     path = Path(folder) / f"{run_id}.json"
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     if "run" in record:
-        _keep_runs(path.parents[1], {astuple(RunKey(**record["run"]))})
+        _keep_runs(path.parents[1], {astuple(RunKey(**record["run"]))}, record)
     return path
 
 
@@ -181,42 +182,57 @@ def run_row(record: Mapping[str, Any]) -> dict[str, str]:
     gpu = record.get("hardware", {}).get("gpu")
     commit = record.get("git", {}).get("commit")
     found = {
-        **record["run"],
+        **record.get("run", {}),
         **{"sampler": sampler.get("name"), "steps": sampler.get("steps")},
         **{"guidance": sampler.get("guidance"), "size_px": sampler.get("size_px")},
-        **{"n": len(record.get("prompts", ())), "started": record.get("started"), "gpu": gpu},
+        "n": len(record["prompts"]) if "prompts" in record else None,
+        **{"started": record.get("started"), "gpu": gpu},
         "commit": commit and commit[:12],
         "checkpoint": (record.get("checkpoint_sha256") or "")[:12],
     }
     return {name: "" if value is None else str(value) for name, value in found.items()}
 
 
-def _keep_runs(results: Path, keys: set[tuple]) -> None:
-    """Give every run its row in <results>/runs.csv: of its record, else of its key alone."""
+def _keep_runs(results: Path, keys: set[tuple], record: Mapping[str, Any] | None = None) -> None:
+    """Give every run a row in <results>/runs.csv: of its record, else of its key alone.
+
+    Args:
+        results: folder of the ledger.
+        keys: of runs, as RunKey has them.
+        record: of the one run of `keys`; None: a row that is there stays, one that is not comes
+            from <results>/runs/<run_id>.json where that exists.
+
+    Raises:
+        UserError: another run has the name already, or a record cannot be read.
+    """
     path = results / "runs.csv"
     with locked(path):
         stored = _load(path, RUNS)
         rows = dict(stored)
         for key in keys:
-            record = results / "runs" / f"{key[0]}.json"
-            found = dict.fromkeys(RUNS.columns, "") | dict(zip(_RUN_COLUMNS, key, strict=True))
-            if record.exists():
-                found |= _recorded(record)
-            rows[key[:1]] = tuple(found[name] for name in RUNS.values)
-            known = stored.get(key[:1], rows[key[:1]])
-            if not known[: len(key) - 1] == rows[key[:1]][: len(key) - 1] == key[1:]:
+            known = stored.get(key[:1])
+            if known is not None and known[: len(key) - 1] != key[1:]:
                 raise UserError(
                     f"ledger: run {key[0]} must be one run, got {key[1:]} beside "
                     f"{known[: len(key) - 1]} in {path}; move the files of one of them away"
                 )
+            if known is None or record is not None:
+                said = _recorded(results / "runs" / f"{key[0]}.json") if record is None else record
+                found = dict.fromkeys(RUNS.columns, "") | run_row(said)
+                found |= dict(zip(_RUN_COLUMNS, key, strict=True))
+                rows[key[:1]] = tuple(found[name] for name in RUNS.values)
         if rows != stored:
             _write_rows(path, RUNS, rows)
 
 
-def _recorded(path: Path) -> dict[str, str]:
+def _recorded(path: Path) -> dict[str, Any]:
     try:
-        return run_row(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        run_row(record)
+        return record
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"ledger: {path} must be the record of a run, got {type(error).__name__}: {error}; "
             "restore it from version control, or remove the run's rows"
@@ -227,8 +243,9 @@ def _load(path: Path, layout: Layout) -> dict[tuple, tuple]:
     """Read a file in any of its forms: key -> values, both as the layout has them."""
     if not path.exists():
         return {}
-    if (size := path.stat().st_size) and not path.read_bytes()[size - 1 :].endswith(b"\n"):
-        raise UserError(f"ledger: {path} ends in the middle of a line; {ADVICE}")
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+            raise UserError(f"ledger: {path} ends in the middle of a line; {ADVICE}")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, []))

@@ -40,8 +40,9 @@ class Int8Linear(nn.Module):
             loader checks that it is positive.
 
     Raises:
-        UserError: unknown `gemm`, a group that does not divide K, or a rotation with `smooth`:
-            the rotation already evens out the channels, and no known file has both.
+        UserError: unknown `gemm`, or a rotation with `smooth`: the rotation already evens out the
+            channels, and no known file has both.
+        KernelError: a group that does not divide K.
         ValueError: shapes or dtypes disagree.
 
     The rotated activation stays fp32 until it is rounded to codes, like the smoothed one: the sums

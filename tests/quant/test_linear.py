@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from dit8.kernels.backend import KernelError
 from dit8.kernels.hadamard import rotate
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import quantize_weight
@@ -189,7 +190,7 @@ def test_refuses_arguments_that_disagree():
     ):
         with pytest.raises(ValueError, match=rf"x_scale must be \(\) float32, got {text}"):
             Int8Linear(codes, scales, x_scale=scale)
-    with pytest.raises(UserError, match="divides K=8, got 16"):
+    with pytest.raises(KernelError, match="divides K=8, got 16"):
         Int8Linear(codes, scales, rotation=16)
     with pytest.raises(UserError, match=r"got rotation 4 and smooth \(8,\) float32; keep one"):
         Int8Linear(codes, scales, torch.ones(8), rotation=4)

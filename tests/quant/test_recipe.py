@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from dit8.kernels.backend import KernelError
 from dit8.quant.act_stats import channel_crest
 from dit8.quant.errors import UserError
 from dit8.quant.recipe import quantized_linears, resolve_recipe, scheme_for
@@ -87,7 +88,7 @@ def test_schemes_follow_the_rule_of_the_recipe(tiny, tiny_stats, sources):
     rotated = Recipe("test", alpha=None, rotation=256)
     assert scheme_for(rotated, block, 768) == Scheme("int8", rotation=256)
     assert scheme_for(rotated, block, 832) == Scheme("int8", rotation=64)
-    with pytest.raises(UserError, match="834"):
+    with pytest.raises(KernelError, match="834"):
         scheme_for(rotated, block, 834)
     static = Recipe("test", alpha=None, activation_scale="tensor")
     assert scheme_for(static, block, 128) == Scheme("int8", static=True)

@@ -55,7 +55,7 @@ def parse(monkeypatch):
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
         monkeypatch.setattr("sys.argv", [f"{script}.py", *arguments])
         with pytest.raises(Parsed) as parsed:
-            importlib.import_module(f"scripts.{script}").main()
+            importlib.import_module(f"dit8.scripts.{script}").main()
         return parsed.value.args[0]
 
     return run

@@ -1,8 +1,8 @@
 import json
 import time
 
+from dit8.eval import doctor
 from dit8.eval.doctor import Row
-from dit8.models import doctor
 
 
 def test_doctor_ends_with_one_json_document(run_script, tmp_path):

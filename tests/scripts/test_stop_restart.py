@@ -84,7 +84,7 @@ def test_killed_and_interrupted_at_random_moments(place, start_script, run_here)
     finished = run_here("evaluate", *options)
     assert finished.code == 0, finished.stderr
     assert finished.document["n"] == PICTURES
-    assert len(expected) == 1 + PICTURES * (4 + 7)  # header, bf16's and fused_int8's scorers
+    assert len(expected) == PICTURES * (4 + 7)  # bf16's and fused_int8's scorers
     assert rows_of(place.results) == expected
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn  # none was drawn twice
     latents = sorted(path.relative_to(place.out) for path in place.out.glob("*/*.safetensors"))

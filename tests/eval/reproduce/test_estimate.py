@@ -34,13 +34,15 @@ def latency(variant, engine, backend, p50):
 @pytest.fixture
 def results(tmp_path):
     demo = [latency("bf16", "stock", "torch-cpu", 1000.0)]
-    demo += [latency("fused_int8", "stock", "cpu-reference", 3000.0)]
+    demo += [latency("fused_int8", "stock", "cpu-reference", 3000.0) | {"run_id": "1" * 12}]
     upsert(tmp_path / "demo" / "latency.csv", LATENCY, demo)
-    rows = [latency("bf16", "stock", "torch-cuda", 10.0), latency("bf16", "dit8", "torch-cuda", 70)]
+    rows = [latency("bf16", "stock", "torch-cuda", 10.0)]
+    rows += [latency("bf16", "dit8", "torch-cuda", 70) | {"run_id": "1" * 12}]
     upsert(tmp_path / "latency.csv", LATENCY, rows)
     (tmp_path / "runs").mkdir()
     record = {"hardware": {"gpu": "NVIDIA H200"}}
-    (tmp_path / "runs" / f"{'0' * 12}.json").write_text(json.dumps(record))
+    for digit in "01":
+        (tmp_path / "runs" / f"{digit * 12}.json").write_text(json.dumps(record))
     for folder in ("bench", "convert", "paper"):
         (tmp_path / folder).mkdir()
     (tmp_path / "bench" / "model.csv").write_text(

@@ -113,14 +113,13 @@ def pictures(make_sample) -> list:
             "compositional_deconstruction": {"background": "flat red", "elements": []},
         }
         sample = make_sample(pixels, f"p{index}", index)
-        samples.append(
-            dataclasses.replace(
-                sample,
-                idea=f"{TEXT} {index}",
-                caption=json.dumps(caption, separators=(",", ":")),
-                category="poster",
-            )
+        prompt = dataclasses.replace(
+            sample.prompt,
+            idea=f"{TEXT} {index}",
+            caption=json.dumps(caption, separators=(",", ":")),
+            category="poster",
         )
+        samples.append(dataclasses.replace(sample, prompt=prompt))
     return samples
 
 

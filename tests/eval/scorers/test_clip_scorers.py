@@ -16,6 +16,7 @@ from dit8.eval.images import load_rgb
 from dit8.eval.scorers import SCORERS
 from dit8.eval.scorers.clipscore import CLIP_MINI
 from dit8.eval.scorers.hpsv2 import MEAN, STD, letterbox
+from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 
 NAMES = ("clip_mini", "clipscore", "hpsv2", "hpsv2_v20", "pickscore")
@@ -40,7 +41,7 @@ def scorers(tiny_clip, transformers_clip):
 def cosines(scorer, pictures) -> np.ndarray:
     """Cosines by the towers alone; these are tested in test_clip_models.py."""
     towers = load_towers(scorer.locate(scorer), "cpu")
-    pairs = [(towers.image(load_rgb(s.image_path)), towers.text(s.idea)) for s in pictures]
+    pairs = [(towers.image(load_rgb(s.image_path)), towers.text(s.prompt.idea)) for s in pictures]
     return np.array([float(torch.dot(a, b)) for a, b in pairs])
 
 
@@ -99,8 +100,12 @@ def test_the_text_is_part_of_the_score(scorers, pictures):
     assert other.identity()["score_text"] == "caption_json"
 
 
+def with_prompt(sample: Sample, **fields) -> Sample:
+    return dataclasses.replace(sample, prompt=dataclasses.replace(sample.prompt, **fields))
+
+
 def test_tokens_cut_off_are_counted(scorers, pictures):
-    words = [dataclasses.replace(pictures[0], idea=" ".join("a" * n)) for n in (14, 15, 20)]
+    words = [with_prompt(pictures[0], idea=" ".join("a" * n)) for n in (14, 15, 20)]
     for name in ("clipscore", "clip_mini"):  # a context of 16 holds 14 words of one token
         assert scorers[name].text_record(words) == {
             "score_text": "idea",
@@ -112,7 +117,7 @@ def test_tokens_cut_off_are_counted(scorers, pictures):
 
 def test_a_prompt_without_idea_stops_the_scorer_before_it_loads(scorers, pictures, monkeypatch):
     monkeypatch.setattr(text_image, "load_towers", lambda *_: pytest.fail("loaded"))
-    bare = [*pictures, dataclasses.replace(pictures[0], prompt_id="bare", idea="")]
+    bare = [*pictures, with_prompt(pictures[0], id="bare", idea="")]
     with pytest.raises(UserError, match="prompt bare has no idea"):
         scorers["hpsv2"].score(bare)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dit8.kernels.backend import KernelError
 from dit8.kernels.hadamard import rotate
 from dit8.kernels.int8_gemm import int8_gemm, int_mm_is_exact
 from dit8.quant.errors import UserError
@@ -155,7 +156,7 @@ def test_refuses_to_write_what_cannot_be_read():
         with pytest.raises(ValueError, match=r"ws must be \(4,\) float32, got"):
             encode_codes(codes, wrong, 0)
     for call in (lambda: encode_codes(codes, scales, 64), lambda: specs(4, 32, 64)):
-        with pytest.raises(UserError, match="divides K=32, got 64"):
+        with pytest.raises(KernelError, match="divides K=32, got 64"):
             call()
 
 
