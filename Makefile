@@ -48,8 +48,8 @@ tables: $(STAMP) ## the papers' nine tables from the committed rows; results=out
 	@$(PY) scripts/reproduce.py $(if $(results),'results=$(results)')
 
 test: check ## lint, formatting and all tests, two processes (those marked gpu need a GPU)
-	@# the slow files, most of them in tests/scripts, are handed out first
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scripts tests/prompts tests
+	@# whole files, in the order of tests/conftest.py
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 mutants: $(STAMP) ## change the source in 100 places, count the changes that the tests notice
 	@PYTHONSAFEPATH= $(PY) tests/mutants.py
