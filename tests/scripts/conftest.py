@@ -224,7 +224,8 @@ def drawn(tmp_path_factory, run_script) -> Drawn:
         if not kept.exists():
             place.folder.mkdir()
             save_tiny(place.model, seed=0)
-            options = [word for word in place.evaluation if word not in place.sweep]  # as configured
+            # the sweep's folder is the configured one
+            options = [word for word in place.evaluation if word not in place.sweep]
             options += ["archive=true", "variant=int8,bf16,fused_int8"]
             made = run_script("evaluate", "-m", *options, cwd=place.folder)
             write_atomically(kept, lambda path: path.write_text(json.dumps(vars(made))))
