@@ -224,8 +224,7 @@ def drawn(tmp_path_factory, run_script) -> Drawn:
         if not kept.exists():
             place.folder.mkdir()
             save_tiny(place.model, seed=0)
-            # the sweep's folder is the configured one
-            options = [word for word in place.evaluation if word not in place.sweep]
+            options = [word for word in place.evaluation if word not in place.sweep]  # as configured
             options += ["archive=true", "variant=int8,bf16,fused_int8"]
             made = run_script("evaluate", "-m", *options, cwd=place.folder)
             write_atomically(kept, lambda path: path.write_text(json.dumps(vars(made))))
