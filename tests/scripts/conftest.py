@@ -18,7 +18,6 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from dit8.models.mini import TOY, build_pipeline, save_pipeline
-from dit8.quant.files import locked, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120  # no script of these tests takes a tenth of it; a hang fails instead of waiting
@@ -211,24 +210,12 @@ class Drawn:
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory, run_script) -> Drawn:
-    """int8 comes first, so that its checkpoint and its reference are both missing.
-
-    Made once for all processes of a session, under a lock; nobody writes into it.
-    """
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    place = Place(base / "drawn" / "place", base / "drawn" / "model")
-    kept = base / "drawn" / "ended.json"
-    with locked(kept):
-        if not kept.exists():
-            place.folder.mkdir()
-            save_tiny(place.model, seed=0)
-            options = [word for word in place.evaluation if word not in place.sweep]  # as configured
-            options += ["archive=true", "variant=int8,bf16,fused_int8"]
-            made = run_script("evaluate", "-m", *options, cwd=place.folder)
-            write_atomically(kept, lambda path: path.write_text(json.dumps(vars(made))))
-    ended = Ended(**json.loads(kept.read_text()))
+def drawn(tmp_path_factory, tiny_model, run_script) -> Drawn:
+    """int8 comes first, so that its checkpoint and its reference are both missing."""
+    place = Place(tmp_path_factory.mktemp("drawn"), tiny_model)
+    options = [word for word in place.evaluation if word not in place.sweep]  # as configured
+    options += ["archive=true", "variant=int8,bf16,fused_int8"]
+    ended = run_script("evaluate", "-m", *options, cwd=place.folder)
     assert ended.code == 0, ended.stderr
     return Drawn(place, ended, {document["variant"]: document for document in ended.cells})
 
