@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 (the imports below need 3.11)
     detail = f"{sys.version.split()[0]}, expected 3.11, 3.12 or 3.13"
@@ -19,14 +18,13 @@ if sys.version_info < (3, 11):  # noqa: UP036 (the imports below need 3.11)
     sys.exit(0)
 
 try:
-    import dit8  # noqa: F401
+    from dit8.conf.paths import ROOT
 except ModuleNotFoundError:
     print("doctor: package dit8 is missing; run make venv", file=sys.stderr)
     sys.exit(2)
 
 from dit8.eval.doctor import Row, examine, report
 
-ROOT = Path(__file__).resolve().parents[1]
 MARKS = {True: "yes", False: "no", None: ""}
 
 
