@@ -1,15 +1,22 @@
-"""A tiny model on disk, a place for what the scripts write, and two ways to run a script."""
+"""A tiny model on disk, a place for what the scripts write, and two ways to run a script.
+
+Ten seconds of a command are the imports of its libraries. A script in a process of its own is
+therefore forked from one that has them: multiprocessing's fork server, one for each process of
+pytest. What happens before and during the imports has tests that start a Python (test_start_up.py,
+test_cli.py).
+"""
 
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import runpy
 import signal
-import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +29,17 @@ from dit8.models.mini import TOY, build_pipeline, save_pipeline
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120  # no script of these tests takes a tenth of it; a hang fails instead of waiting
 PROGRESS = re.compile(r"\d+%\|")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "dit8.models",  # first: it mends torchvision
+        "diffusers.pipelines.ideogram4.pipeline_ideogram4",
+        "transformers.models.qwen3_vl.modeling_qwen3_vl",
+        "bitsandbytes",
+        "pandas",
+        "scipy.stats",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -115,13 +133,46 @@ def save_tiny(folder: Path, seed: int) -> Path:
     return folder
 
 
-def script_command(script: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
+class Started:
+    """A script in a process of its own.
 
+    Args:
+        words: path of the script and its arguments.
+        folder: where it runs.
+    """
 
-def restore_signals() -> None:
-    """Let Ctrl-C reach a script even where the tests run in a shell's background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def __init__(self, words: Sequence[str], folder: Path):
+        self._files = [tempfile.NamedTemporaryFile(mode="r", encoding="utf-8") for _ in range(2)]
+        told = {
+            "words": [str(ROOT / words[0]), *words[1:]],
+            "folder": str(folder),
+            "streams": [file.name for file in self._files],
+        }
+        target = str(Path(__file__).with_name("become.py"))
+        self._process = FORKS.Process(target=runpy.run_path, args=(target, told))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process.is_alive()
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> Ended:
+        """Wait for the end; what does not come to it is killed, and its code is -9."""
+        self._process.join(SECONDS)
+        self._process.kill()
+        self._process.join()
+        texts = []
+        for file in self._files:
+            with file:
+                texts.append(file.read())
+        return Ended(self._process.exitcode, *texts)
 
 
 @pytest.fixture(scope="session")
@@ -141,36 +192,15 @@ def place(tmp_path, tiny_model) -> Place:
 
 
 @pytest.fixture(scope="session")
-def start_script() -> Callable[..., subprocess.Popen]:
+def start_script() -> Callable[..., Started]:
     """Start a script in a process of its own, as a user does."""
-
-    def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen:
-        return subprocess.Popen(
-            script_command(script, *arguments),
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=restore_signals,
-        )
-
-    return start
+    return lambda script, *arguments, cwd: Started([f"scripts/{script}.py", *arguments], cwd)
 
 
 @pytest.fixture(scope="session")
 def run_script(start_script) -> Callable[..., Ended]:
-    """Run a script in a process of its own to its end: four seconds for the imports alone."""
-
-    def run(script: str, *arguments: str, cwd: Path) -> Ended:
-        with start_script(script, *arguments, cwd=cwd) as process:
-            try:
-                stdout, stderr = process.communicate(timeout=SECONDS)
-            finally:
-                process.kill()
-        return Ended(process.returncode, stdout, stderr)
-
-    return run
+    """Run a script in a process of its own to its end."""
+    return lambda script, *arguments, cwd: start_script(script, *arguments, cwd=cwd).end()
 
 
 @pytest.fixture(scope="session")

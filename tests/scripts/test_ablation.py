@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dit8.conf.paths import ROOT
 from dit8.eval.ablation import ALPHAS, CELLS, REFERENCE, SCORERS
 from dit8.eval.ledger import SCORES as LEDGER
 from dit8.eval.ledger import upsert
@@ -359,8 +361,28 @@ def test_one_sentence(run_here, one_sentence, arguments, pattern):
     one_sentence(run_here("ablation", *arguments), "ablation", pattern)
 
 
+class Forked:
+    """Stands in for `job_queue.Process`: the same, started by the fixture."""
+
+    def __init__(self, start_script, command):
+        self.process = start_script(Path(command[1]).stem, *command[2:], cwd=ROOT)
+
+    def ended(self):
+        if self.process.runs:
+            return None
+        ended = self.process.end()
+        return Ended(ended.code, ended.stdout, ended.stderr, 1.0)
+
+    def tell(self):
+        self.process.send(signal.SIGTERM)
+
+    def wait(self):
+        self.process.end()
+
+
 @pytest.mark.slow
-def test_on_the_tiny_model(place, run_here):
+def test_on_the_tiny_model(place, run_here, start_script, monkeypatch):
+    monkeypatch.setattr(ablation_run, "Process", lambda command, *_: Forked(start_script, command))
     arguments = [
         *("--run", "--models", "mini", "--cells", "fp32,bf16,naive", "--n", "4"),
         *("--hardware", "cpu", "--jobs", "2", "--readers", "1", "--discard-pictures"),

@@ -192,26 +192,26 @@ def test_a_worker_that_dies_is_named_and_the_rest_is_kept(drawn, options, start_
     words = [*options, "variant=bf16", "n=8", "steps=48", "hardware.devices=2", "report=false"]
     words += ["scorers=[ocr_ned]"]
     out = Path(next(word for word in words[::-1] if word.startswith("out=")).removeprefix("out="))
-    with start_script("evaluate", *words, cwd=out.parent) as process:
-        end = time.monotonic() + 240  # seconds; a machine may be busy
-        while len(list(out.glob("*/*.png"))) < 2:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        workers = workers_of(process.pid)
-        assert len(workers) == 2
-        target = workers[0] if stop == signal.SIGKILL else process.pid
-        os.kill(target, stop)
-        _, stderr = process.communicate()
+    process = start_script("evaluate", *words, cwd=out.parent)
+    end = time.monotonic() + 240  # seconds; a machine may be busy
+    while len(list(out.glob("*/*.png"))) < 2:
+        assert process.runs, process.end()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    target = workers[0] if stop == signal.SIGKILL else process.pid
+    os.kill(target, stop)
+    ended = process.end()
     assert not any(draws(worker) for worker in workers)  # orphans would have another parent
-    assert "Traceback" not in stderr
+    assert "Traceback" not in ended.stderr
     pictures = {path: path.stat().st_mtime_ns for path in out.glob("*/*.png")}
     if stop == signal.SIGINT:
-        assert process.returncode == 130
-        assert stderr.endswith("evaluate: interrupted; the same command continues\n")
+        assert ended.code == 130
+        assert ended.stderr.endswith("evaluate: interrupted; the same command continues\n")
     else:
-        assert process.returncode == 2
-        last = stderr.splitlines()[-1]
+        assert ended.code == 2
+        last = ended.lines[-1]
         assert re.search(
             r"evaluate: worker [01] \(cpu [01], shard [01]/2, killed by SIGKILL\) of 2 did not "
             r"finish its pictures; those of the others are kept, the same command draws the rest",

@@ -28,7 +28,7 @@ def rows_of(results: Path) -> list[list]:
 def wait_for(process, folder: Path, pictures: int) -> None:
     end = time.monotonic() + 240
     while len(list(folder.glob("*/*.png"))) < pictures:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.runs, process.end()
         assert time.monotonic() < end, f"{folder} never held {pictures} pictures"
         time.sleep(0.005)
 
@@ -59,24 +59,23 @@ def test_killed_and_interrupted_at_random_moments(place, start_script, run_here)
     in_variant = moment.randint(PICTURES + 1, 2 * PICTURES - 2)
     print(f"stopped after {in_reference} and after {in_variant} pictures")  # shown on failure
 
-    with start_script("evaluate", *options, cwd=place.folder) as process:
-        wait_for(process, place.out, in_reference)
-        time.sleep(moment.random() / 10)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = start_script("evaluate", *options, cwd=place.folder)
+    wait_for(process, place.out, in_reference)
+    time.sleep(moment.random() / 10)
+    process.send(signal.SIGKILL)
+    assert process.end().code == -signal.SIGKILL
     check_whole(place.folder)
     drawn = {path: path.stat().st_mtime_ns for path in place.out.glob("*/*.png")}
     assert len(drawn) >= in_reference
 
-    with start_script("evaluate", *options, cwd=place.folder) as process:
-        wait_for(process, place.out, in_variant)
-        time.sleep(moment.random() / 10)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate()
-    assert process.returncode == 130, stderr
-    assert stderr.endswith("evaluate: interrupted; the same command continues\n")
-    assert "Traceback" not in stderr
+    process = start_script("evaluate", *options, cwd=place.folder)
+    wait_for(process, place.out, in_variant)
+    time.sleep(moment.random() / 10)
+    process.send(signal.SIGINT)
+    ended = process.end()
+    assert ended.code == 130, ended
+    assert ended.stderr.endswith("evaluate: interrupted; the same command continues\n")
+    assert "Traceback" not in ended.stderr
     check_whole(place.folder)
     # Ctrl-C cleans up; only the kill may have left a temporary file, under the other process's id
     assert not list(place.folder.rglob(f".*-{process.pid}-*.tmp"))

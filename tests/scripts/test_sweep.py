@@ -257,7 +257,7 @@ def rows_of(results):
 def wait_for(process, path, seconds=60):
     end = time.monotonic() + seconds
     while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.runs, process.end()
         assert time.monotonic() < end, f"{path} never came"
         time.sleep(0.005)
 
@@ -278,16 +278,16 @@ def test_variants_stopped_twice_and_made_to_fail_once(place, start_script, run_h
     command = ["evaluate", "-m", *options, f"variant={','.join(VARIANTS)}"]
 
     for variant, stop in (("fp8", signal.SIGINT), ("int8", signal.SIGKILL)):
-        with start_script(*command, cwd=place.folder) as process:
-            wait_for(process, place.out / names[variant] / pictures[1])
-            process.send_signal(stop)
-            _, stderr = process.communicate()
+        process = start_script(*command, cwd=place.folder)
+        wait_for(process, place.out / names[variant] / pictures[1])
+        process.send(stop)
+        stopped = process.end()
         assert not (place.out / names[variant] / pictures[-1]).exists()
         assert not (place.out / names["q8_0"]).exists()
         if stop == signal.SIGINT:
-            assert process.returncode == 130
-            assert stderr.endswith("evaluate: interrupted; the same command continues\n")
-            assert "Traceback" not in stderr
+            assert stopped.code == 130
+            assert stopped.stderr.endswith("evaluate: interrupted; the same command continues\n")
+            assert "Traceback" not in stopped.stderr
         left = list((place.folder / "multirun").glob(f"cells-*-{process.pid}-*"))
         assert len(left) == (stop == signal.SIGKILL)
 

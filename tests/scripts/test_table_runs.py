@@ -6,10 +6,12 @@ import signal
 import sys
 import time
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from dit8.conf.paths import ROOT
 from dit8.eval.gpus import load_peaks
 from dit8.eval.ledger import SCORES, read_table
 from dit8.eval.reproduce.step import Machine, Need, Part, Step
@@ -223,11 +225,16 @@ def test_words_that_are_not_understood(words, pattern):
 
 
 @pytest.mark.slow
-def test_on_the_tiny_model(place):
+def test_on_the_tiny_model(place, run_script):
     """The real commands; the tables, of which the folder lacks the rest, have their own tests."""
+
+    def run(command):
+        ended = run_script(Path(command[1]).stem, *command[2:], cwd=ROOT)
+        return ended.code, ended.stderr
+
     words = ["table=4", "model=mini", "n=3", "steps=2", *place.common]
     words += [*place.sweep, f"results={place.results}", f"out={place.out}"]
-    assert run_table(words)["ran"]
+    assert run_table(words, run)["ran"]
     rows = read_table(place.results / "scores.csv", SCORES)
     assert set(rows["variant"]) == {"bf16", "fp8", "nf4", "int8", "fused_int8", "q8_0", "q4_k"}
     assert set(rows["prompt_set"]) == {"mini_hard", "mini_hard-raw"}
