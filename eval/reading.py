@@ -129,8 +129,8 @@ def read_files(
     if workers == 1 or len(unread) < 2:
         found = list(map(read_one, unread.values()))
     else:
-        # spawn: forking a process whose engine or torch has threads may deadlock
-        context = multiprocessing.get_context("spawn")
+        # not a fork of this process, whose threads may hold a lock; one import for all of them
+        context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(min(workers, len(unread)), mp_context=context) as pool:
             found = list(pool.map(read_one, unread.values(), chunksize=4))
     _READINGS.update(zip(unread, found, strict=True))

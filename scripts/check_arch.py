@@ -116,8 +116,8 @@ def measure_all(tasks: Sequence[tuple[int, int]], jobs: int) -> list[dict]:
     """Measure each task in processes of their own; rows in the order of the tasks."""
     if jobs == 1 or len(tasks) < 2:
         return [measure(*task) for task in tasks]
-    # spawn: a fork of a process in which torch has threads may hang
-    context = multiprocessing.get_context("spawn")
+    # not a fork of this process, whose threads may hold a lock
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
         return list(pool.map(measure, *zip(*tasks, strict=True)))
 

@@ -1,6 +1,8 @@
 """What every script shares: composing a checked configuration, and one sentence for a mistake."""
 
+import functools
 import json
+import logging.config
 import os
 import select
 import shutil
@@ -37,8 +39,11 @@ from dit8.scripts.sweep import (
 CONF = str(ROOT / "conf")
 UNREAD = 141  # as a shell reports what ended by SIGPIPE
 USE_DEVICES = ("evaluate",)  # scripts that use hardware.devices
+# what hydra/job_logging=disabled, which the configurations choose, tells the libraries
+QUIET = {"version": 1, "root": {"level": "ERROR"}, "disable_existing_loggers": True}
 
 
+@functools.cache
 def register() -> None:
     """Store the schemas where the defaults lists of conf/*.yaml find them."""
     store = ConfigStore.instance()
@@ -96,7 +101,7 @@ def parse_first(name: str, doc: str) -> None:
         sys.exit()
     if not any(word.startswith("-") for word in words):
         with one_sentence(name):
-            check(compose(name, words), name)
+            to_object(_composed(name, tuple(words)), name)
 
 
 def _help(name: str, doc: str) -> str:
@@ -113,14 +118,23 @@ def _help(name: str, doc: str) -> str:
 
 
 def run_once(name: str, main: Callable[[Any], dict | bool | None]) -> bool:
-    """Run a script on its one configuration; False if a part failed."""
+    """Run a script on its one configuration; False if a part failed.
+
+    Hydra composes twice more, a third of a second, so it runs what has flags or words of its own.
+    """
     outcomes: list[dict | bool | None] = []
 
     def typed(config: DictConfig) -> None:
         with one_sentence(name):  # here too: Hydra adds a line to what leaves a job
             outcomes.append(main(to_object(config, name)))
 
-    hydra.main(version_base=None, config_path=CONF, config_name=name)(typed)()
+    words = sys.argv[1:]
+    if any(word.lstrip("+~").startswith(("-", "hydra")) for word in words):
+        hydra.main(version_base=None, config_path=CONF, config_name=name)(typed)()
+    else:
+        config = _composed(name, tuple(words))
+        logging.config.dictConfig(QUIET)
+        typed(config)
     return not any(
         outcome is False or (isinstance(outcome, dict) and outcome.get("failed"))
         for outcome in outcomes
@@ -179,9 +193,14 @@ def _say_failures(script: str, failed: Mapping[str, str]) -> None:
 
 def compose(name: str, overrides: list[str]) -> Any:
     """Compose a configuration without the command line; returns its dataclass."""
+    return OmegaConf.to_object(_composed(name, tuple(overrides)))
+
+
+@functools.lru_cache(maxsize=1)  # `parse_first` composes, and then `run_once` the same
+def _composed(name: str, words: tuple[str, ...]) -> DictConfig:
     register()
     with hydra.initialize_config_dir(CONF, version_base=None):
-        return OmegaConf.to_object(hydra.compose(name, overrides))
+        return hydra.compose(name, list(words))
 
 
 def to_object(config: DictConfig, script: str) -> Any:

@@ -49,8 +49,8 @@ def draw_map(arguments: argparse.Namespace) -> dict:
             raise UserError(f"{name} must be at least {least}, got {value}; correct it")
     start = time.monotonic()
     listed = cases()
-    # a fresh interpreter each: a fork would copy the threads that imports have started
-    context = multiprocessing.get_context("spawn")
+    # not a fork of this process, whose threads may hold a lock
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.processes, mp_context=context) as pool:
         futures = [
             pool.submit(simulate, case, arguments.experiments, arguments.seed) for case in listed

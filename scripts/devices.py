@@ -65,8 +65,9 @@ def draw_on_devices(
             have ended.
         RuntimeError: the same, where one of them met a bug, whose traceback it has printed.
     """
-    # spawn: a process forked from one that has used CUDA or threads cannot use them itself
-    context = multiprocessing.get_context("spawn")
+    # Not a fork of this process: it has used CUDA or threads, which the new one could not. The
+    # server that forks imports the script once; every spawned process would take ten seconds.
+    context = multiprocessing.get_context("forkserver")
     pipes = [context.Pipe(duplex=False) for _ in shards]
     processes = [
         context.Process(target=_work, args=(work, shard, index, len(shards), device.type, end))

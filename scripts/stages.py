@@ -218,5 +218,13 @@ def sample_steps(samples: int, prompts: int, steps: int) -> tuple[int, ...]:
 
 
 def peak_rss_bytes() -> int:
-    """Return the largest resident memory of this process so far."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the largest resident memory of this process so far.
+
+    From /proc where there is one: to `getrusage` it is that of the process that started this one,
+    too, from before the program was exchanged.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])

@@ -276,7 +276,7 @@ def run(shapes: dict, args: argparse.Namespace, device: torch.device) -> dict:
         if args.shapes is None or name in args.shapes
         for m in args.m
     ]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     workers = [
         context.Process(target=compile_share, args=(i, args.processes, products, capability))
         for i in range(args.processes)

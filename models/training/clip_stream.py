@@ -66,8 +66,8 @@ class PosterStream(IterableDataset):
 
 def stream(seed: int, groups: int, workers: int, words: Words) -> Iterator[Block]:
     """Draw blocks in `workers` processes (0: in this one), some of them ahead."""
-    # spawn: forking a process that has started CUDA or threads may deadlock
-    options = {"multiprocessing_context": "spawn", "prefetch_factor": 2} if workers else {}
+    # not a fork of this process, which has started CUDA or threads
+    options = {"multiprocessing_context": "forkserver", "prefetch_factor": 2} if workers else {}
     return iter(
         DataLoader(
             PosterStream(seed, groups, words), batch_size=None, num_workers=workers, **options

@@ -98,7 +98,7 @@ class PoolFiller:
         )
         self.ready = 0
         self._todo = self._blocks(first.tolist(), sizes.tolist(), seed)
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
         self._tasks, self._finished = context.Queue(), context.Queue()
         slots = torch.empty(workers + 4, BLOCK, IMAGE_PX, IMAGE_PX, 3, dtype=torch.uint8)
         self._slots = slots.share_memory_()

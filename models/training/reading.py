@@ -66,7 +66,7 @@ class Reader:
 
     def __init__(self, workers: int, read_one: ReadOne):
         self._read_one = read_one
-        self._pool = mp.get_context("spawn").Pool(workers) if workers else None
+        self._pool = mp.get_context("forkserver").Pool(workers) if workers else None
         self._failures: list[BaseException] = []
 
     def read(

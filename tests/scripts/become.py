@@ -4,6 +4,7 @@ Globals that `runpy.run_path` is given: words, a script's path and its arguments
 runs; streams, the files that get its stdout and stderr.
 """
 
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -14,6 +15,8 @@ for number, name in enumerate(streams, start=1):
     file = os.open(name, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, number)
     os.close(file)
+# Its own processes come from the same server; a second one would import everything again.
+multiprocessing.forkserver._forkserver.ensure_running = lambda: None
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores Ctrl-C
 os.chdir(folder)
 sys.argv = words

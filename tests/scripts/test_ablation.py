@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -362,22 +361,14 @@ def test_one_sentence(run_here, one_sentence, arguments, pattern):
 
 
 class Forked:
-    """Stands in for `job_queue.Process`: the same, started by the fixture."""
+    """Stands in for `job_queue.Process`: the same, started by the fixture, never stopped."""
 
     def __init__(self, start_script, command):
         self.process = start_script(Path(command[1]).stem, *command[2:], cwd=ROOT)
 
     def ended(self):
-        if self.process.runs:
-            return None
-        ended = self.process.end()
-        return Ended(ended.code, ended.stdout, ended.stderr, 1.0)
-
-    def tell(self):
-        self.process.send(signal.SIGTERM)
-
-    def wait(self):
-        self.process.end()
+        ended = None if self.process.runs else self.process.end()
+        return ended and Ended(ended.code, ended.stdout, ended.stderr, 1.0)
 
 
 @pytest.mark.slow

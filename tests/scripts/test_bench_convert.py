@@ -1,4 +1,4 @@
-"""Two blocks of the real width: memory, sizes and loading, each in a process of its own."""
+"""One block of the real width: memory, sizes and loading, each in a process of its own."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ class Ideogram4Pipeline(SimpleNamespace):
     pass
 
 with init_empty_weights():
-    branches = [Ideogram4Transformer2DModel(num_layers=2).bfloat16() for _ in range(2)]
+    branches = [Ideogram4Transformer2DModel(num_layers=1).bfloat16() for _ in range(2)]
 pipeline = Ideogram4Pipeline(transformer=branches[0], unconditional_transformer=branches[1])
 before = peak_rss_bytes()
 load_quantized(pipeline, sys.argv[2])
@@ -43,11 +43,11 @@ def run(*command: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two") / "model"
+def synthetic(tmp_path_factory, run_here):
+    folder = tmp_path_factory.mktemp("one") / "model"
     stats = folder.with_name("stats.safetensors")
-    script = str(ROOT / "scripts" / "make_synthetic.py")
-    run(script, str(folder), "--layers", "2", "--stats", str(stats))
+    ended = run_here("make_synthetic", str(folder), "--layers", "1", "--stats", str(stats))
+    assert ended.code == 0, ended.stderr
     return folder, stats
 
 
@@ -74,12 +74,13 @@ def linear_bytes(config: dict, blocks: int, per_weight: float, per_row: float, k
 @pytest.mark.slow
 def test_w8a8_streams_in_little_memory_and_loads_once(synthetic, tmp_path):
     row = convert(synthetic, "smoothquant", tmp_path / "w8a8")
-    assert row["branches"] == 2 and row["blocks"] == 2
-    assert row["weights"] == pytest.approx(2 * 822_375_552)
-    assert row["peak_rss_bytes"] <= 4 * GIB
+    assert row["branches"] == 2 and row["blocks"] == 1
+    assert row["weights"] == pytest.approx(2 * 558_097_024)
+    # with the libraries' 0.4 GiB; both branches in bf16 are 2.1 GiB, the largest linear in fp32 0.9
+    assert row["peak_rss_bytes"] <= 2 * GIB
     config = json.loads((synthetic[0] / "transformer" / "config.json").read_text())
-    # one of two w2 a branch is kept; norms, biases and the header are the per mille left over
-    expected = linear_bytes(config, 2, per_weight=1, per_row=4, kept=1)
+    # of one w2 a branch none is kept, half of it; norms, biases, header: the per mille left over
+    expected = linear_bytes(config, 1, per_weight=1, per_row=4, kept=0)
     assert row["size_bytes"] == pytest.approx(expected, rel=1e-3)
 
     loaded = run("-c", LOAD, str(ROOT), str(tmp_path / "w8a8" / "model.safetensors"))
@@ -92,6 +93,6 @@ def test_w8a8_streams_in_little_memory_and_loads_once(synthetic, tmp_path):
 @pytest.mark.slow
 def test_q8_0_streams_in_little_memory(synthetic, tmp_path):
     row = convert(synthetic, "q8_0", tmp_path / "q8_0")
-    assert row["peak_rss_bytes"] <= 4 * GIB
+    assert row["peak_rss_bytes"] <= 1.5 * GIB
     # 34 bytes hold 32 weights of every linear; norms and the embedding stay in fp32
     assert row["size_bytes"] == pytest.approx(row["weights"] * 34 / 32, rel=1e-3)
