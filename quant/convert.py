@@ -169,20 +169,23 @@ class _Maker:
         for part, weight in self._weights():
 
             def quantize(
-                block: tuple[int, int], part: str = part, weight: StoredWeight = weight
-            ) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
+                block: tuple[int, int],
+                part: str = part,
+                weight: StoredWeight = weight,
+                first: int = first,
+            ) -> tuple[float, float]:
                 rows = self.folds.weight_rows(weight, part, *block)
                 if scheme.rotation:
                     rows = rotate(rows, scheme.rotation)
                 made = quantize_weight(rows, where, per_tensor=scheme.static)
-                return *made, error_squares(rows, *made)
+                # written here: codes that wait for the other blocks pin the memory of temporaries
+                here = slice(first + block[0], first + block[1])
+                codes[here], scales[here] = made
+                return error_squares(rows, *made)
 
             # one scale for the tensor needs all of it at once
             blocks = [(0, weight.shape[0])] if scheme.static else weight.blocks()
-            for (start, stop), made in zip(blocks, over_blocks(quantize, blocks), strict=True):
-                here = slice(first + start, first + stop)
-                codes[here], scales[here] = made[:2]
-                squares.append(made[2])
+            squares += over_blocks(quantize, blocks)
             first += weight.shape[0]
         return codes, scales, relative_of(squares)
 

@@ -102,7 +102,9 @@ def _encode_piece(
             f"scales end, got {largest:.3g}; check the source checkpoint"
         )
     # Errors are weighed by rms + |x|, normalized to sum 1 in every sub-block.
-    rms = torch.mul(x, x, out=products).mean(dim=1, keepdim=True).sqrt_()
+    # The root in fp64: MKL's fp32 root of an array is not the nearest number on every processor
+    # (a fifth of them on an AMD EPYC 7003), and the codes would differ from machine to machine.
+    rms = torch.mul(x, x, out=products).mean(dim=1, keepdim=True).double().sqrt_().float()
     torch.abs(x, out=importance).add_(rms)
     total = importance.sum(dim=1, keepdim=True)
     importance.div_(total.masked_fill_(total == 0.0, 1.0))
