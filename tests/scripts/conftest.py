@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
@@ -187,8 +188,27 @@ def other_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path, tiny_model) -> Place:
+def bare_place(tmp_path, tiny_model) -> Place:
+    """A place where nothing was made yet."""
     return Place(tmp_path, tiny_model)
+
+
+@pytest.fixture(scope="session")
+def statistics(tmp_path_factory, tiny_model, run_here) -> Path:
+    made = Place(tmp_path_factory.mktemp("calibrated"), tiny_model)
+    ended = run_here("calibrate", *made.common)
+    assert ended.code == 0, ended.stderr
+    return made.checkpoints
+
+
+@pytest.fixture
+def place(bare_place, statistics) -> Place:
+    """A place with the tiny model's statistics: a second and a half that most tests are not about.
+
+    Statistics depend on the model's files and on what `Place.common` says of the calibration.
+    """
+    shutil.copytree(statistics, bare_place.checkpoints)
+    return bare_place
 
 
 @pytest.fixture(scope="session")

@@ -125,22 +125,22 @@ def test_a_process_ends_like_that_too(place, run_script, one_sentence):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", ["evaluate", "quantize"])
-def test_cuda_without_a_gpu(place, run_here, one_sentence, script):
-    options = {"evaluate": place.evaluation, "quantize": place.common}[script]
+def test_cuda_without_a_gpu(bare_place, run_here, one_sentence, script):
+    options = {"evaluate": bare_place.evaluation, "quantize": bare_place.common}[script]
     ended = run_here(script, *options, "hardware=cuda")
     one_sentence(ended, script, "needs an NVIDIA GPU .*without a device; use hardware=cpu")
 
 
 @pytest.mark.parametrize("script", ["evaluate", "generate"])
-def test_a_missing_checkpoint_that_is_not_cheap(place, run_here, one_sentence, script):
+def test_a_missing_checkpoint_that_is_not_cheap(bare_place, run_here, one_sentence, script):
     first = [CAPTION] if script == "generate" else []
-    options = place.evaluation if script == "evaluate" else [*place.common, "steps=2"]
+    options = bare_place.evaluation if script == "evaluate" else [*bare_place.common, "steps=2"]
     change = ["model.build_missing=false", "variant=int8"]
     command = "python scripts/quantize.py model=mini format=w8a8 recipe=smoothquant"
     pattern = f"is missing; make it with {command}"
     one_sentence(run_here(script, *first, *options, *change), script, pattern)
-    assert not place.checkpoints.exists()
-    assert not place.out.exists()
+    assert not bare_place.checkpoints.exists()
+    assert not bare_place.out.exists()
 
 
 def test_a_planted_model_that_is_not_cheap(place, run_here, one_sentence):

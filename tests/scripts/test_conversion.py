@@ -57,21 +57,6 @@ def loaded(place, stock):
     return load
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("kept")
-
-
-@pytest.fixture
-def place(place, kept, run_here):
-    """The place with the statistics that every recipe starts from; the first test makes them."""
-    if not any(kept.iterdir()):
-        assert run_here("calibrate", *place.common).code == 0
-        shutil.copytree(place.checkpoints, kept, dirs_exist_ok=True)
-    shutil.copytree(kept, place.checkpoints, dirs_exist_ok=True)
-    return place
-
-
 def int8_groups(folder: Path) -> dict[str, dict]:
     schemes = json.loads((folder / "recipe.json").read_text())["schemes"]
     return {key: scheme for key, scheme in schemes.items() if scheme["kind"] == "int8"}

@@ -48,11 +48,11 @@ def latency_of(results: Path, run_id: str) -> dict[str, int]:
 
 
 def test_shards_and_the_command_that_finishes_them(drawn, options, run_here, tmp_path):
-    ended = run_here("evaluate", "-m", *options, "variant=bf16,int8", "shard=0/3,1/3,2/3")
+    ended = run_here("evaluate", "-m", *options, "variant=bf16,int8", "shard=0/2,1/2")
     assert ended.code == 0, ended.stderr
     cells = ended.cells
-    assert [cell["missing"] for cell in cells] == [2, 1, 0, 2, 1, 0]  # four pictures of each
-    assert [cell["shard"] for cell in cells[:3]] == ["0/3", "1/3", "2/3"]
+    assert [cell["missing"] for cell in cells] == [2, 0, 2, 0]  # four pictures of each
+    assert [cell["shard"] for cell in cells[:2]] == ["0/2", "1/2"]
     assert not any("scores" in cell for cell in cells)
     assert not (tmp_path / "r" / "scores.csv").exists()
     command = ended.document["finish"]
@@ -184,7 +184,7 @@ def is_gone(pid: int) -> bool:
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_worker_that_dies_is_named_and_the_rest_is_kept(drawn, options, start_script, stop):
     """SIGKILL meets one worker, Ctrl-C the command; both continue, here on one device."""
-    words = [*options, "variant=bf16", "n=8", "steps=48", "hardware.devices=2", "report=false"]
+    words = [*options, "variant=bf16", "n=8", "steps=20", "hardware.devices=2", "report=false"]
     words += ["scorers=[ocr_ned]"]
     out = Path(next(word for word in words[::-1] if word.startswith("out=")).removeprefix("out="))
     process = start_script("evaluate", *words, cwd=out.parent)

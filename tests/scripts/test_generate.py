@@ -29,11 +29,11 @@ def pixels_of(path) -> bytes:
         return image.tobytes()
 
 
-def test_a_caption_typed_in_is_drawn_with_the_fused_variant(place, run_script):
-    options = [*place.common, "steps=2", "out=poster.png"]
-    ended = run_script("generate", json.dumps(CAPTION), *options, cwd=place.folder)
+def test_a_caption_typed_in_is_drawn_with_the_fused_variant(bare_place, run_script):
+    options = [*bare_place.common, "steps=2", "out=poster.png"]
+    ended = run_script("generate", json.dumps(CAPTION), *options, cwd=bare_place.folder)
     assert ended.code == 0, ended.stderr
-    (checkpoint,) = place.checkpoints.glob("*/model.safetensors")
+    (checkpoint,) = bare_place.checkpoints.glob("*/model.safetensors")
     missing, plan = ended.lines
     assert missing == f"checkpoint {checkpoint.parent} is missing, building it"
     assert plan.startswith("calibrate: 2 prompts x 2 steps; ")
@@ -48,9 +48,9 @@ def test_a_caption_typed_in_is_drawn_with_the_fused_variant(place, run_script):
         "engine": "stock",
         "backend": "cpu-reference",
     }
-    pixels = pixels_of(place.folder / "poster.png")
+    pixels = pixels_of(bare_place.folder / "poster.png")
     assert len(set(pixels)) > 16  # something is on it
-    assert not list(place.folder.glob(".*.tmp"))
+    assert not list(bare_place.folder.glob(".*.tmp"))
     assert ended.stderr.count("draw:   0%") == 1 and "2/2" in ended.stderr
 
 
@@ -185,12 +185,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_one_sentence_for_a_bad_caption(place, run_here, one_sentence, mistake):
+def test_one_sentence_for_a_bad_caption(bare_place, run_here, one_sentence, mistake):
     caption, pattern = MISTAKES[mistake]
-    out = place.folder / "poster.png"
-    options = [*place.common, "steps=2", f"out={out}"]
+    out = bare_place.folder / "poster.png"
+    options = [*bare_place.common, "steps=2", f"out={out}"]
     one_sentence(run_here("generate", caption, *options), "generate", pattern)
-    assert not list(place.folder.iterdir())  # nor a checkpoint
+    assert not list(bare_place.folder.iterdir())  # nor a checkpoint
 
 
 def test_one_sentence_for_a_bad_caption_in_a_file(place, run_here, one_sentence):

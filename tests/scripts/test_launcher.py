@@ -70,13 +70,11 @@ def test_shards_run_as_jobs_and_are_merged(drawn, tmp_path, run_script):
     """A variant in two shards, side by side, from a folder that is not the repository."""
     options = [*drawn.place.evaluation, f"results={tmp_path / 'r'}", f"out={tmp_path / 'o'}"]
     options += ["scorers=[ocr_ned,latent_error]", "report=false", LAUNCHER]
-    shards = ("variant=int8", "shard=0/2,1/2,2/2")
+    shards = ("variant=int8", "shard=0/2,1/2")
     ended = run_script("evaluate", "-m", *options, *shards, cwd=tmp_path)
-    assert ended.code == 1
-    assert set(ended.document["failed"]) == {"shard=2/2"}
+    assert ended.code == 0, ended.stderr
     assert ended.document["done"] == 2 and ended.document["missing"] == 0
-    assert len(ended.ends) == 3 and sum("FAILED after" in line for line in ended.ends) == 1
-    assert sum("shard must look like 0/4" in line for line in ended.lines) == 1
+    assert len(ended.ends) == 2 and ended.document["failed"] == {}
     command = shlex.split(ended.document["finish"])
     assert LAUNCHER in command  # the jobs' kind of machine is part of what a run is
 

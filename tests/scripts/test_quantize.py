@@ -34,8 +34,10 @@ def no_model(*_, **__):
     raise AssertionError("a pipeline was loaded")
 
 
-def test_quantize_writes_a_checkpoint_and_finds_it_again(place, run_script, run_here, monkeypatch):
-    first = run_script("quantize", *place.common, cwd=place.folder)
+def test_quantize_writes_a_checkpoint_and_finds_it_again(
+    bare_place, run_script, run_here, monkeypatch
+):
+    first = run_script("quantize", *bare_place.common, cwd=bare_place.folder)
     assert first.code == 0, first.stderr
     (plan,) = first.lines
     assert plan.startswith("calibrate: 2 prompts x 2 steps; ")
@@ -48,7 +50,7 @@ def test_quantize_writes_a_checkpoint_and_finds_it_again(place, run_script, run_
     assert document["seconds"] > 0
     assert document["peak_rss_bytes"] > 2**27  # torch alone is more than 128 MiB
     checkpoint = Path(document["checkpoint"])
-    assert checkpoint.parent.parent == place.checkpoints
+    assert checkpoint.parent.parent == bare_place.checkpoints
     assert checkpoint.stat().st_size == document["bytes"]
     recipe = json.loads((checkpoint.parent / "recipe.json").read_text())
     assert len(recipe["protected"]) == HALF_OF_DOWN
@@ -57,15 +59,15 @@ def test_quantize_writes_a_checkpoint_and_finds_it_again(place, run_script, run_
     assert first.stdout.count("conditional ") == STORED + REST
     assert first.stdout.count(" yes ") == HALF_OF_DOWN + REST
 
-    before = state_of(place.folder)
+    before = state_of(bare_place.folder)
     monkeypatch.setattr(stages, "load_pipeline", no_model)
-    again = run_here("quantize", *place.common)
+    again = run_here("quantize", *bare_place.common)
     assert again.code == 0, again.stderr
     timed = {"seconds", "peak_rss_bytes"}
     assert {k: v for k, v in again.document.items() if k not in timed} == {
         k: v for k, v in document.items() if k not in timed
     }
-    assert state_of(place.folder) == before
+    assert state_of(bare_place.folder) == before
     assert "feed_forward" not in again.stdout  # no reports without work
 
 
@@ -110,9 +112,9 @@ def test_calibrate_describes_its_statistics(place, run_here):
 
 
 def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
-    place, tmp_path, run_here, monkeypatch
+    bare_place, tmp_path, run_here, monkeypatch
 ):
-    options = [*place.common, "calibration.n=3"]
+    options = [*bare_place.common, "calibration.n=3"]
     unbroken = [*options, f"checkpoints={tmp_path / 'unbroken'}"]
     expected = Path(run_here("calibrate", *unbroken).document["statistics"])
 
@@ -130,7 +132,7 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
     plan, last = stopped.lines
     assert plan.startswith("calibrate: 3 prompts x 2 steps; ")
     assert last == "calibrate: interrupted; the same command continues"
-    (half,) = place.checkpoints.glob("calibration-*")
+    (half,) = bare_place.checkpoints.glob("calibration-*")
     assert len(load_stats(half).done) == 1
     finished = run_here("calibrate", *options)
     assert finished.code == 0, finished.stderr
