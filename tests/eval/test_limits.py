@@ -49,8 +49,8 @@ def exact(wrong):
     return values
 
 
-@pytest.fixture
-def runs():
+@pytest.fixture(scope="module")
+def measured():
     """bf16 misreads ten everywhere; q4_k ten more at the default and thirty more at guidance 7."""
     spread = np.linspace(0.1, 0.2, N)
     found = {(setting.name, REFERENCE): run(exact(10)) for setting in SETTINGS}
@@ -62,6 +62,16 @@ def runs():
             error = spread * (3.0 if setting.name == "guidance 7" else 1.0)
             found[setting.name, variant] = run(exact(10 + worse), error)
     return found
+
+
+@pytest.fixture
+def runs(measured):
+    return dict(measured)
+
+
+@pytest.fixture(scope="module")
+def examined(measured):
+    return examine(measured, MARGINS)
 
 
 def entry_of(examined, setting, variant):
@@ -77,8 +87,7 @@ def test_one_factor_is_moved_at_a_time():
     assert NAMED["guidance 7"].words == ("model=mini", "steps=20", "guidance=7")
 
 
-def test_a_variant_is_compared_with_the_reference_at_its_own_setting(runs):
-    examined = examine(runs, MARGINS)
+def test_a_variant_is_compared_with_the_reference_at_its_own_setting(examined):
     assert len(examined.entries) == len(SETTINGS) * len(VARIANTS)
     before, now = (entry_of(examined, name, "q4_k") for name in ("default", "guidance 7"))
     assert before.judged.scores["ocr_exact"].delta.estimate == pytest.approx(-10 / N)
@@ -90,20 +99,19 @@ def test_a_variant_is_compared_with_the_reference_at_its_own_setting(runs):
     assert entry_of(examined, "guidance 7", "fp8").kind == "equivalent"
 
 
-def test_a_change_is_the_difference_of_two_differences(runs):
-    entries = examine(runs, MARGINS)
-    change = entry_of(entries, "guidance 7", "q4_k").changes["ocr_exact"]
+def test_a_change_is_the_difference_of_two_differences(examined):
+    change = entry_of(examined, "guidance 7", "q4_k").changes["ocr_exact"]
     # -30/60 - (-10/60): twenty captions of sixty, none the other way
     assert change.estimate == pytest.approx(-20 / N)
     assert change.low < -20 / N < change.high < 0.0
-    distance = entry_of(entries, "guidance 7", "q4_k").changes["ocr_ned"]
+    distance = entry_of(examined, "guidance 7", "q4_k").changes["ocr_ned"]
     assert distance.estimate == pytest.approx(20 / N) and distance.low > 0.0
-    steps = entry_of(entries, "12 steps", "q4_k").changes["ocr_exact"]
+    steps = entry_of(examined, "12 steps", "q4_k").changes["ocr_exact"]
     assert steps.estimate == 0.0 and steps.low < 0.0 < steps.high
-    error = entry_of(entries, "guidance 7", "fp8").error_change
+    error = entry_of(examined, "guidance 7", "fp8").error_change
     assert error.estimate == pytest.approx(2 * 0.15) and error.low > 0.0
-    assert entry_of(entries, "default", "fp8").error_change is None
-    assert entry_of(entries, "default", "fp8").changes == {}
+    assert entry_of(examined, "default", "fp8").error_change is None
+    assert entry_of(examined, "default", "fp8").changes == {}
 
 
 def test_a_change_of_the_reference_alone_is_no_loss_of_the_variant(runs):
@@ -127,9 +135,8 @@ def cells(page, setting, variant):
     return found
 
 
-def test_the_sentences_say_what_the_numbers_do(runs):
+def test_the_sentences_say_what_the_numbers_do(runs, examined):
     """q4_k is worse everywhere: that it loses more at guidance 7 is no other verdict."""
-    examined = examine(runs, MARGINS)
     first, same, *_ = answer(examined)
     assert first.startswith("No verdict is shown to depend on the setting, in none of 20 ")
     assert same.startswith(
@@ -201,8 +208,7 @@ def test_a_verdict_names_the_scores_and_captions_it_hangs_on(runs):
     assert "over the two scores of a setting, not over the 24 verdicts of this page" in again
 
 
-def test_the_references_own_level_stands_beside_its_differences(runs):
-    examined = examine(runs, MARGINS)
+def test_the_references_own_level_stands_beside_its_differences(runs, examined):
     told = "bf16 itself reads 0.833 ["
     assert "and is shown to read fewer at no setting." in sentence(examined, told)
     runs["guidance 7", REFERENCE] = run(exact(40))
@@ -222,8 +228,8 @@ def test_the_references_own_level_stands_beside_its_differences(runs):
     assert all(value.startswith(start) for value, start in starts)
 
 
-def test_scores_that_have_no_say_here_are_named(runs):
-    assert not any(line.startswith("Judged here") for line in answer(examine(runs, MARGINS)))
+def test_scores_that_have_no_say_here_are_named(runs, examined):
+    assert not any(line.startswith("Judged here") for line in answer(examined))
     margins = {**MARGINS, "clip_mini": Margin("clip_mini", 1.0, UNIT, "for these tests")}
     level = np.linspace(40.0, 50.0, N)
     for name, loss in ((REFERENCE, 0.0), ("fp8", 2.0), ("int8", 0.01)):
@@ -289,8 +295,8 @@ def test_what_is_not_measured_is_named_and_nothing_is_made_up(runs):
     assert empty[1] == "fp8: no setting is measured."
 
 
-def test_the_page_says_what_it_is_about(runs):
-    text = render(examine(runs, MARGINS), "title")
+def test_the_page_says_what_it_is_about(examined):
+    text = render(examined, "title")
     assert text.startswith("title\n\n") and "it says nothing about Ideogram 4" in text
 
 

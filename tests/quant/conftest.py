@@ -1,5 +1,7 @@
 """A two-layer model of the real classes, its inputs, and its calibration."""
 
+import copy
+import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -29,7 +31,8 @@ class Ideogram4Pipeline(SimpleNamespace):
     """Branches and nothing else, under the name by which a stock pipeline is known."""
 
 
-def make_branch(seed, dtype=torch.float32):
+@functools.cache
+def first_branch(seed):
     torch.manual_seed(seed)
     branch = Ideogram4Transformer2DModel(
         in_channels=CHANNELS,
@@ -45,7 +48,11 @@ def make_branch(seed, dtype=torch.float32):
     for name, parameter in branch.named_parameters():
         if "norm" in name:  # as made they are ones, which would hide a fold in the wrong place
             parameter.data.uniform_(0.5, 1.5)
-    return branch.eval().to(dtype)
+    return branch.eval()
+
+
+def make_branch(seed, dtype=torch.float32):
+    return copy.deepcopy(first_branch(seed)).to(dtype)  # a fifth of the time of making it
 
 
 def make_inputs(seed, *, padding=0, has_text=True, dtype=torch.float32, step=0):

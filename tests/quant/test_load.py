@@ -1,6 +1,5 @@
 import pytest
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 
 from dit8.quant.calibrate import calibrate
@@ -159,9 +158,10 @@ def test_modules_hold_what_is_in_the_file_bit_for_bit(tiny, save, case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_pipeline_without_weights_becomes_the_same(tiny, save, case, dtype):
     path = save(case, dtype)
-    with init_empty_weights():
-        empty = tiny.make_pipeline(dtype)
-    assert next(empty.transformer.parameters()).is_meta
+    empty = tiny.make_pipeline(dtype)
+    for module in (m for branch in vars(empty).values() for m in branch.modules()):
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(value.to("meta")))
     load_quantized(empty, path)
     full = load_quantized(tiny.make_pipeline(dtype), path)
     for a, b in zip(outputs(tiny, empty), outputs(tiny, full), strict=True):
