@@ -22,8 +22,8 @@ NS_STEPS = 5
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """Push the singular values of (B, N, K) matrices towards 1 (quintic Newton-Schulz).
 
-    Computed in bf16, in fp32 on a CPU, where bf16 products without AMX take longer than fp32's; five
-    steps leave singular values within about [0.7, 1.2].
+    Computed in bf16, or in fp32 on a CPU, where bf16 products without AMX take longer than fp32's;
+    five steps leave singular values within about [0.7, 1.2].
     """
     a, b, c = NS_COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
