@@ -15,8 +15,7 @@ from torch import nn
 
 from dit8.kernels.int8_gemm import int8_gemm
 from dit8.kernels.quant_rows import quant_rows
-from dit8.quant.linear import Int8Linear
-from dit8.quant.weight_only import WeightOnlyLinear
+from dit8.quant.linear import Int8Linear, WeightOnlyLinear
 
 Codes = tuple[torch.Tensor, torch.Tensor]  # (M, K) int8 and (M,) fp32
 Rows = torch.Tensor | Codes  # what a projection reads

@@ -18,7 +18,6 @@ from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
 from dit8.quant.formats.table import Format
 from dit8.quant.gguf_writer import GgufTensor, write_gguf
-from dit8.quant.recipe_json import recipe_to_json
 from dit8.quant.safetensors_writer import SafetensorsWriter
 from dit8.quant.source import BranchSource
 from dit8.quant.stored import ENTRY, KIND
@@ -29,6 +28,7 @@ from dit8.quant.types import (
     ResolvedRecipe,
     StoredLinear,
     TensorSpec,
+    recipe_to_json,
 )
 
 GGUF_PREFIXES = {"conditional": "cond.", "unconditional": "uncond."}

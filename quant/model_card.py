@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from dit8.quant.release_terms import Base
+from dit8.quant.release import Base
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -35,7 +35,7 @@ class ReleaseCard:
         name: of the release, also the title.
         format: as in `format=`.
         recipe: its name; None for weight-only formats.
-        base: what it was made from, see `quant.release_terms`.
+        base: what it was made from, see `quant.release`.
         source_sha256: of the base model's branches.
         quantized: linears, in published names, both branches counted.
         protected: linears kept unquantized for their damage.

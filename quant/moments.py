@@ -4,7 +4,7 @@
 
 over all values of an activation, rows and channels alike: 3 for a Gaussian, 1.8 for a uniform one,
 up to the number of values for a single spike. Crest (channel max / channel median, see
-`quant.act_stats.channel_crest`) only sees an outlier that keeps to a channel; kurtosis also sees
+`quant.calibrate.channel_crest`) only sees an outlier that keeps to a channel; kurtosis also sees
 one that moves from token to token, which no smoothing vector can remove.
 
 Kept are sums, so that what was recorded on two sets of prompts can be merged: the count and the

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dit8.quant.smooth import fold_all
+from dit8.quant.smoothquant import fold_all
 from dit8.quant.types import Architecture, Group
 
 

@@ -16,9 +16,8 @@ import torch
 from dit8.quant.errors import UserError
 from dit8.quant.gguf_reader import GgufFile
 from dit8.quant.open_source import weight_files
-from dit8.quant.recipe_json import recipe_from_json
 from dit8.quant.safetensors_reader import SafetensorsFile
-from dit8.quant.types import ResolvedRecipe, TensorSpec
+from dit8.quant.types import ResolvedRecipe, TensorSpec, recipe_from_json
 
 KIND = "dit8 checkpoint 2"  # raise the number when a tensor changes its name or meaning
 ENTRY = "dit8"

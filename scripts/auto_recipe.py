@@ -20,17 +20,22 @@ from dit8.kernels.hadamard import largest_group, rotate
 from dit8.models.generate import denoise
 from dit8.models.pipeline import load_pipeline, resolve_device
 from dit8.models.types import Sampler
-from dit8.quant.act_stats import absmax
 from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules
-from dit8.quant.auto import AutoChoice, choose, guidance_weights
+from dit8.quant.auto import (
+    AutoChoice,
+    choose,
+    group_cost,
+    guidance_weights,
+    latency_scheme,
+    load_latency,
+)
+from dit8.quant.calibrate import absmax
 from dit8.quant.files import content_key, write_atomically
 from dit8.quant.int8 import quantize_weight
-from dit8.quant.latency import group_cost, latency_scheme, load_latency
+from dit8.quant.layer_sensitivity import Call, record_inputs, velocities, velocity_damage
 from dit8.quant.linear import Int8Linear
 from dit8.quant.recipe import KEEP, resolve_recipe
-from dit8.quant.replay import Call, record_inputs, velocities
-from dit8.quant.sensitivity import velocity_damage
-from dit8.quant.smooth import column_absmax, smoothing_scale, snap_power_of_two
+from dit8.quant.smoothquant import column_absmax, smoothing_scale, snap_power_of_two
 from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import ActStats, Architecture, Group, Recipe, ResolvedRecipe, Scheme
 from dit8.scripts.stages import Model, calibration_key, calibration_prompts, make_sampler

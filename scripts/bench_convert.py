@@ -52,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
-from dit8.quant.act_stats import load_stats
 from dit8.quant.architectures import architecture_of
 from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.calibrate import load_stats
 from dit8.quant.checkpoint import Origin, save_checkpoint
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.open_source import open_sources

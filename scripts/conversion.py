@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from dit8.conf.paths import from_root, shorten
 from dit8.conf.schema import ConvertConfig
-from dit8.quant.alpha_search import search_alphas
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
@@ -25,6 +24,7 @@ from dit8.quant.formats.table import Format
 from dit8.quant.lora import MergedSource, read_lora
 from dit8.quant.open_source import open_sources
 from dit8.quant.recipe import quantized_linears, resolve_recipe
+from dit8.quant.smoothquant import search_alphas
 from dit8.quant.source import BranchSource
 from dit8.quant.stored import checkpoint_files, read_header
 from dit8.quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe

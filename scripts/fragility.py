@@ -48,7 +48,7 @@ from dit8.models.generate import check_length, denoise
 from dit8.models.pipeline import load_pipeline, resolve_device, torch_dtype
 from dit8.models.random_ideogram4 import RandomPrompt, build_random, run_random
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
-from dit8.quant.latency import role_of
+from dit8.quant.auto import role_of
 from dit8.scripts.profiling import Running, Subject, profile
 from dit8.scripts.stages import calibration_prompts, make_sampler, model_architecture, open_model
 

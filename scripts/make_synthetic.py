@@ -57,7 +57,7 @@ from dit8.models.synthetic import (
     write_synthetic,
 )
 from dit8.models.synthetic_values import synthetic_stats
-from dit8.quant.act_stats import save_stats
+from dit8.quant.calibrate import save_stats
 from dit8.scripts.stages import peak_rss_bytes
 
 

@@ -15,13 +15,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dit8.quant.act_stats import channel_crest
+from dit8.quant.calibrate import channel_crest
 from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
 from dit8.quant.int8 import relative_error
+from dit8.quant.layer_sensitivity import (
+    Call,
+    exchanged,
+    plain_int8,
+    record_inputs,
+    velocities,
+    velocity_damage,
+)
 from dit8.quant.moments import Moments, kurtosis, merge, recording_moments
-from dit8.quant.replay import Call, record_inputs, velocities
-from dit8.quant.sensitivity import exchanged, plain_int8, velocity_damage
 from dit8.quant.types import Architecture
 
 

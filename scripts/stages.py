@@ -26,11 +26,9 @@ from dit8.models.pipeline import load_pipeline, resolve_device
 from dit8.models.planted import check_planted, plant_model
 from dit8.models.staging import staged
 from dit8.models.types import Prompt, Sampler
-from dit8.quant import act_stats
-from dit8.quant.act_stats import load_stats
 from dit8.quant.architectures import architecture_of
 from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules, source_sha256
-from dit8.quant.calibrate import calibrate
+from dit8.quant.calibrate import KIND, calibrate, load_stats
 from dit8.quant.errors import UserError
 from dit8.quant.files import content_key, locked, writing
 from dit8.quant.types import ActStats, Architecture
@@ -134,7 +132,7 @@ def calibration_key(config: CalibrateConfig) -> str:
             "dtype": config.calibration.dtype,
             "companion_dtype": config.model.companion_dtype,
             "samples": config.calibration.samples,
-            "kind": act_stats.KIND,
+            "kind": KIND,
         }
     )
 

@@ -25,7 +25,7 @@ STEPS = {"mini": 20, "ideogram4": 48}
 SIZES = {"mini": 256, "ideogram4": 1024}
 CAPTIONS = {"mini": 200, "ideogram4": 300}
 SAMPLERS = {20: "default_20", 48: "quality_48"}
-STATS_BYTES = 1.3e9  # an upper bound: what quant/act_stats.py says of 48 steps; 20 are taken
+STATS_BYTES = 1.3e9  # an upper bound: what quant/calibrate.py says of 48 steps; 20 are taken
 
 WEIGHTS, GPU = Need("weights", "ideogram4"), Need("gpu", "cuda")
 

@@ -10,8 +10,7 @@ from dit8.models import engine as engine_file
 from dit8.models.engine import EngineBranch
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
-from dit8.quant.linear import swap_linears
-from dit8.quant.weight_only import WeightOnlyLinear
+from dit8.quant.linear import WeightOnlyLinear, swap_linears
 
 GRID, TIME = (2, 3), 0.5
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

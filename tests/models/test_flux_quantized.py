@@ -11,12 +11,11 @@ from dit8.quant.calibrate import calibrate
 from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
-from dit8.quant.linear import Int8Linear
+from dit8.quant.linear import Int8Linear, WeightOnlyLinear
 from dit8.quant.load import load_quantized
 from dit8.quant.recipe import quantized_linears, resolve_recipe
 from dit8.quant.source import MemorySource
 from dit8.quant.types import Recipe
-from dit8.quant.weight_only import WeightOnlyLinear
 
 DOUBLE, SINGLE, STEPS = 2, 3, 3
 DESCRIBED = architecture(DOUBLE, SINGLE, guidance=True)

@@ -12,9 +12,9 @@ from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_mo
 from dit8.quant.checkpoint import Origin, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
+from dit8.quant.linear import WeightOnlyLinear
 from dit8.quant.load import load_quantized
 from dit8.quant.open_source import open_sources
-from dit8.quant.weight_only import WeightOnlyLinear
 
 CPU = torch.device("cpu")
 WEIGHTS = {

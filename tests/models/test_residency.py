@@ -11,8 +11,7 @@ from dit8.models.residency import CONDITIONING, TEXT, BranchGuest, Guest
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.int8 import quantize_weight
-from dit8.quant.linear import Int8Linear, swap_linears
-from dit8.quant.weight_only import WeightOnlyLinear
+from dit8.quant.linear import Int8Linear, WeightOnlyLinear, swap_linears
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

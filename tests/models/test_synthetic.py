@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import dit8.models.synthetic as synthetic
 from dit8.models.synthetic import Options, bytes_needed, describe, synthetic_key, write_synthetic
 from dit8.models.synthetic_values import PATTERN, Pattern, synthetic_stats
-from dit8.quant.act_stats import channel_crest, load_stats, save_stats
 from dit8.quant.architectures.ideogram4 import BRANCHES, source_sha256
+from dit8.quant.calibrate import channel_crest, load_stats, save_stats
 from dit8.quant.errors import UserError
 from dit8.quant.open_source import open_sources
 from dit8.quant.types import TensorSpec

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from dit8.quant.act_stats import (
+from dit8.quant.calibrate import (
     absmax,
     channel_crest,
     load_stats,

@@ -4,12 +4,17 @@ import math
 import pytest
 import torch
 
-from dit8.quant.act_stats import absmax
-from dit8.quant.alpha_search import output_error, search_alphas
+from dit8.quant.calibrate import absmax
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import quantize_rows, quantize_weight
 from dit8.quant.recipe import resolve_recipe
-from dit8.quant.smooth import column_absmax, smoothing_scale, snap_power_of_two
+from dit8.quant.smoothquant import (
+    column_absmax,
+    output_error,
+    search_alphas,
+    smoothing_scale,
+    snap_power_of_two,
+)
 from dit8.quant.source import StoredWeight
 from dit8.quant.types import Recipe
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from dit8.quant.act_stats import load_stats
-from dit8.quant.calibrate import calibrate
+from dit8.quant.calibrate import calibrate, load_stats
 from dit8.quant.errors import UserError
 
 

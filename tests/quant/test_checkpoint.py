@@ -9,9 +9,9 @@ from dit8.quant.checkpoint import Origin, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.gguf_reader import GgufFile
-from dit8.quant.recipe_json import recipe_from_json
 from dit8.quant.safetensors_reader import SafetensorsFile
 from dit8.quant.source import MemorySource
+from dit8.quant.types import recipe_from_json
 
 DIFFUSERS = {
     f"{subfolder}/{name}"

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dit8.quant.errors import UserError
-from dit8.quant.latency import (
+from dit8.quant.auto import (
     COLUMNS,
     SCHEMES,
     GemmTime,
@@ -12,6 +11,7 @@ from dit8.quant.latency import (
     load_latency,
     role_of,
 )
+from dit8.quant.errors import UserError
 from dit8.quant.types import Group, Scheme
 
 HEADER = ",".join(COLUMNS)

@@ -9,7 +9,7 @@ import yaml
 from dit8.models.pipeline import load_pipeline
 from dit8.quant.load import load_quantized
 from dit8.quant.model_card import EvaluationRow, ReleaseCard, ReleasedFile, render_card
-from dit8.quant.release_terms import BASES, IDEOGRAM4, MINI
+from dit8.quant.release import BASES, IDEOGRAM4, MINI
 
 CARD = ReleaseCard(
     name="Ideogram 4 in W8A8",

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from dit8.quant.act_stats import absmax, channel_crest
-from dit8.quant.calibrate import calibrate
+from dit8.quant.calibrate import absmax, calibrate, channel_crest
 from dit8.quant.errors import UserError
 from dit8.quant.plant import plant_outliers
 

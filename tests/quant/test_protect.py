@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dit8.quant.errors import UserError
-from dit8.quant.protect import protected_count, rank_layers, rounding_damage
+from dit8.quant.recipe import protected_count, rank_layers, rounding_damage
 from dit8.quant.source import StoredWeight
 
 

@@ -4,11 +4,10 @@ import json
 import pytest
 
 from dit8.kernels.backend import KernelError
-from dit8.quant.act_stats import channel_crest
+from dit8.quant.calibrate import channel_crest
 from dit8.quant.errors import UserError
 from dit8.quant.recipe import quantized_linears, resolve_recipe, scheme_for
-from dit8.quant.recipe_json import recipe_from_json, recipe_to_json
-from dit8.quant.types import Group, Recipe, Scheme
+from dit8.quant.types import Group, Recipe, Scheme, recipe_from_json, recipe_to_json
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from dit8.quant.errors import UserError
-from dit8.quant.replay import IMAGE, record_inputs, velocities
+from dit8.quant.layer_sensitivity import IMAGE, record_inputs, velocities
 
 
 def record(tiny, pipeline, prompts=None, steps=None, padding=0, **keys):

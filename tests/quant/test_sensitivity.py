@@ -6,9 +6,14 @@ from torch import nn
 
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import dequantize, quantize_rows, quantize_weight
+from dit8.quant.layer_sensitivity import (
+    exchanged,
+    plain_int8,
+    record_inputs,
+    velocities,
+    velocity_damage,
+)
 from dit8.quant.linear import Int8Linear
-from dit8.quant.replay import record_inputs, velocities
-from dit8.quant.sensitivity import exchanged, plain_int8, velocity_damage
 
 W2 = "layers.1.feed_forward.w2"
 

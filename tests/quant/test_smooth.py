@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from dit8.quant.act_stats import absmax
+from dit8.quant.calibrate import absmax
 from dit8.quant.errors import UserError
-from dit8.quant.smooth import (
+from dit8.quant.smoothquant import (
     column_absmax,
     fold_all,
     fold_scale,

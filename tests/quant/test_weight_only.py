@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dit8.quant.formats import fp8, nf4
-from dit8.quant.weight_only import WeightOnlyLinear
+from dit8.quant.linear import WeightOnlyLinear
 
 N, K = 24, 128
 

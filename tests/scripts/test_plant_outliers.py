@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dit8.eval.ledger import SCORES, read_table
 from dit8.models.planted import plant_model
-from dit8.quant.act_stats import load_stats
+from dit8.quant.calibrate import load_stats
 from dit8.quant.files import locked
 from dit8.scripts.cli import compose
 from dit8.scripts.stages import open_model

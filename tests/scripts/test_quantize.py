@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dit8.quant.act_stats import load_stats
 from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.calibrate import load_stats
 from dit8.quant.files import locked
 from dit8.quant.formats.table import FORMATS
 from dit8.scripts import conversion, stages

@@ -7,8 +7,7 @@ from dit8.kernels.hadamard import rotate
 from dit8.models.random_ideogram4 import build_random
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import dequantize, relative_error
-from dit8.quant.linear import Int8Linear
-from dit8.quant.weight_only import WeightOnlyLinear
+from dit8.quant.linear import Int8Linear, WeightOnlyLinear
 from dit8.scripts.random_variants import (
     VARIANTS,
     make_branches,

@@ -1,6 +1,6 @@
 import torch
 
-from dit8.quant.formats.q4_k_search import ENDS, search_lines
+from dit8.quant.formats.q4_k import ENDS, search_lines
 
 
 def search(x, importance=None):
