@@ -14,7 +14,7 @@ MISSING: Any = "???"  # OmegaConf's word for a value that must be given
 # What some keys may hold, as the packages have it: refused here, before torch is imported.
 CHOICES = {
     "format": ("w8a8", "comfy", "fp8", "nf4", "q8_0", "q4_k", "bf16"),  # quant.formats.table
-    "engine": ("stock", "dit8"),  # models.sampling
+    "engine": ("stock", "dit8"),  # models.engine.engine
     "dtype": ("float32", "bfloat16", "float16"),  # models.pipeline
 }
 
@@ -149,8 +149,8 @@ class DrawConfig(ConvertConfig):
 
     variant: VariantConfig = MISSING
     sampler: SamplerConfig = MISSING
-    # stock: the pipeline's own forward; dit8: models/engine.py, for every variant the same pictures
-    # up to rounding, faster and in less memory
+    # stock: the pipeline's own forward; dit8: models/engine, the same pictures up to rounding,
+    # faster and in less memory
     engine: str = "stock"
     dtype: str = "float32"  # compute dtype of the two branches
     steps: int | None = None  # instead of the sampler's

@@ -21,7 +21,7 @@ from dit8.eval.deployment import RESOLUTIONS, TEXT_TOKENS, Key, Measured, Times,
 from dit8.eval.gpus import Gpu
 from dit8.eval.model_runs import best_first
 from dit8.eval.roofline import Fraction, amount, peak
-from dit8.models.work import (
+from dit8.models.flops import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,

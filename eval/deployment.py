@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from dit8.eval.gpus import Gpu
 from dit8.eval.roofline import ROOF, break_even, time_ms
-from dit8.models.footprint import needed_bytes
-from dit8.models.work import VARIANTS, Execution, image_work, step_work
+from dit8.models.flops import VARIANTS, Execution, image_work, needed_bytes, step_work
 
 RESOLUTIONS = (1024, 768)
 TEXT_TOKENS = 300

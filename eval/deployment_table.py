@@ -19,8 +19,7 @@ from dit8.eval.deployment import (
 )
 from dit8.eval.gpus import Gpu
 from dit8.eval.roofline import Fraction
-from dit8.models.footprint import CONTEXT_BYTES
-from dit8.models.work import VARIANTS
+from dit8.models.flops import CONTEXT_BYTES, VARIANTS
 
 MISSING = "not measured"
 COMMANDS = "`python scripts/bench_gemm.py` and `python scripts/bench_model.py`"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dit8.eval.gpus import Gpu
-from dit8.models.work import (
+from dit8.models.flops import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,

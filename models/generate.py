@@ -17,15 +17,15 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from safetensors.torch import save_file
 
-from dit8.models.chat import encode_chat
 from dit8.models.memory import enough_memory
+from dit8.models.pipeline import encode_chat
 from dit8.models.threads import THREADS
 from dit8.models.types import PATCH_PX, Prompt, Sample, Sampler, stack_noise
 from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
 
 if TYPE_CHECKING:
-    from dit8.models.sampling import Engine
+    from dit8.models.engine.engine import Engine
 
 METADATA_KEY = "dit8"
 
@@ -140,7 +140,7 @@ def generate(
         progress: called with the number of pictures that have just become available.
         engine: as for `denoise`.
         spared: returns the seconds that a batch would have taken longer had nothing of it been
-            known from before (see models/companions.py); they count as if they had been spent, so
+            known from before (see models/text_cache.py); they count as if they had been spent, so
             that the times of variants compare.
 
     Returns:

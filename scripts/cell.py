@@ -12,11 +12,10 @@ from dit8.eval.provenance import run_id
 from dit8.eval.records import RunKey
 from dit8.eval.scorer_settings import Settings, configure_all
 from dit8.eval.stats import MIN_PROMPTS
+from dit8.models.engine.engine import check_engine
 from dit8.models.generate import sample_paths
-from dit8.models.pipeline import resolve_device, torch_dtype
-from dit8.models.sampling import check_engine
+from dit8.models.pipeline import Variant, resolve_device, torch_dtype
 from dit8.models.types import Prompt, Sampler
-from dit8.models.variants import Variant
 from dit8.quant.errors import UserError
 from dit8.quant.files import content_key, files_sha256
 from dit8.quant.formats.table import get_format

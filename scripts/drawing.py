@@ -22,11 +22,10 @@ from dit8.eval.ledger import LATENCY, upsert, write_run
 from dit8.eval.provenance import describe
 from dit8.eval.runs import write_run_record
 from dit8.eval.stats import latency_percentiles
-from dit8.models.companions import Companions
+from dit8.models.engine.engine import open_engine
 from dit8.models.generate import generate
-from dit8.models.pipeline import resolve_device
-from dit8.models.sampling import open_engine
-from dit8.models.variants import build_variant
+from dit8.models.pipeline import build_variant, resolve_device
+from dit8.models.text_cache import Companions
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.files import locked
 from dit8.quant.stored import checkpoint_files

@@ -129,11 +129,10 @@ def generate(caption: str, config: "GenerateConfig") -> dict:
 
     from dit8.conf.paths import shorten
     from dit8.eval.prompts import caption_texts, parse_caption
+    from dit8.models.engine.engine import check_engine, open_engine
     from dit8.models.generate import check_length, denoise
-    from dit8.models.pipeline import load_tokenizer, resolve_device
-    from dit8.models.sampling import check_engine, open_engine
+    from dit8.models.pipeline import Variant, build_variant, load_tokenizer, resolve_device
     from dit8.models.types import Prompt
-    from dit8.models.variants import Variant, build_variant
     from dit8.quant.files import write_atomically, writing
     from dit8.quant.formats.table import get_format
     from dit8.scripts.stages import make_sampler, open_model

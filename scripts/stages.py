@@ -22,9 +22,9 @@ from dit8.conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
 from dit8.eval.prompts import first_prompts, load_prompts
 from dit8.models.generate import check_length, denoise
 from dit8.models.model_folder import INDEX, components
+from dit8.models.offload import staged
 from dit8.models.pipeline import load_pipeline, resolve_device
 from dit8.models.planted import check_planted, plant_model
-from dit8.models.staging import staged
 from dit8.models.types import Prompt, Sampler
 from dit8.quant.architectures import architecture_of
 from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules, source_sha256

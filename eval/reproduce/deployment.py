@@ -26,8 +26,7 @@ from dit8.eval.reproduce.table import (
     keys,
     words,
 )
-from dit8.models.footprint import CONTEXT_BYTES
-from dit8.models.work import VARIANTS
+from dit8.models.flops import CONTEXT_BYTES, VARIANTS
 
 SLUG = "deployment"
 CONF = ROOT / "conf" / "gpus"

@@ -26,8 +26,7 @@ import pandas as pd
 
 from dit8.eval.gpus import Gpu
 from dit8.eval.ledger import LATENCY, read_table
-from dit8.models.footprint import linear_weights
-from dit8.models.work import TEXT_SLOTS
+from dit8.models.flops import TEXT_SLOTS, linear_weights
 from dit8.quant.errors import UserError
 
 CALIBRATION_TFLOPS = 30.0  # as scripts/calibrate.py plans with, for an RTX 3090
@@ -36,7 +35,7 @@ REPORTED_STEPS = 48  # of the papers' s/image
 DEMO_STEPS = 20  # of the mini's committed pictures
 BRANCHES = 2
 BITS = {"fp8": 8.0, "nf4": 4.5, "q8_0": 8.5, "q4_k": 4.5, "w8a8": 8.0}  # a weight, scales of blocks
-CONTEXT_GB = 0.5  # CUDA's own, beside a measured peak; as models.footprint assumes
+CONTEXT_GB = 0.5  # CUDA's own, beside a measured peak; as models.flops assumes
 LATENT_CHANNELS, PATCH_PX = 128, 16
 
 Key = tuple[str, str, str, int]  # gpu, variant, engine, resolution

@@ -42,8 +42,8 @@ from dit8.eval.reproduce.table import (
 )
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import mean_interval
-from dit8.models.footprint import BRANCHES, linear_weights, weight_bytes
-from dit8.models.work import VARIANTS as EXECUTIONS
+from dit8.models.flops import BRANCHES, linear_weights, weight_bytes
+from dit8.models.flops import VARIANTS as EXECUTIONS
 from dit8.quant.errors import UserError
 
 SLUG = "frontier"

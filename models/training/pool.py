@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 
-from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.pipeline import encode_chat
 from dit8.models.poster_drawing import draw_poster
 from dit8.models.posters import GRID, IMAGE_PX, TIERS, caption_json, make_poster
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.pipeline import encode_chat
 from dit8.models.poster_drawing import draw_poster
 from dit8.models.posters import Poster, caption_json, make_poster
 from dit8.models.training.flow import IMAGE_TOKENS, sample

@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 
 from dit8.conf import schema
+from dit8.models.pipeline import Variant
 from dit8.models.types import Sampler
-from dit8.models.variants import Variant
 from dit8.quant.types import Recipe
 
 

@@ -16,7 +16,7 @@ from dit8.eval.calibration import (
 )
 from dit8.eval.deployment import Measured, lay_out
 from dit8.eval.gpus import Gpu, load_peaks
-from dit8.models.work import (
+from dit8.models.flops import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,

@@ -19,7 +19,7 @@ from dit8.eval.deployment import (
 from dit8.eval.deployment_table import COLUMNS, MEANS, MISSING, render_csv, render_markdown
 from dit8.eval.gpus import load_peaks, load_reported
 from dit8.eval.roofline import ROOF, Fraction, time_ms
-from dit8.models.work import BF16_GEMM, INT8_GEMM, UNITS, VARIANTS, image_work, step_work
+from dit8.models.flops import BF16_GEMM, INT8_GEMM, UNITS, VARIANTS, image_work, step_work
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "gpus"
 GPUS = load_peaks(FOLDER / "peaks.csv")

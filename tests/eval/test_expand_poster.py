@@ -7,8 +7,8 @@ import pytest
 from dit8.eval.caption_check import deviations
 from dit8.eval.expand import Expander, expand
 from dit8.eval.expand_poster import MOST_SHAPES, PosterExpander
-from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.pipeline import encode_chat
 from dit8.models.poster_type import FACES
 from dit8.models.posters import COLORS, HARD_BACKGROUNDS, SHAPES
 from dit8.quant.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dit8.eval.gpus import load_peaks, load_reported
-from dit8.models.work import VARIANTS
+from dit8.models.flops import VARIANTS
 from dit8.quant.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "gpus"

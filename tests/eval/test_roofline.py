@@ -6,7 +6,7 @@ import pytest
 
 from dit8.eval.gpus import Gpu
 from dit8.eval.roofline import PEAKS, ROOF, break_even, peak, time_ms
-from dit8.models.work import (
+from dit8.models.flops import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,

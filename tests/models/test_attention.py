@@ -3,8 +3,8 @@ import warnings
 import pytest
 import torch
 
-from dit8.models import attention
-from dit8.models.attention import (
+from dit8.models.engine import attention
+from dit8.models.engine.attention import (
     BACKENDS,
     attend,
     check_backend,

@@ -1,6 +1,6 @@
 import torch
 
-from dit8.models.chat import encode_chat
+from dit8.models.pipeline import encode_chat
 
 
 def test_a_caption_becomes_one_user_turn_and_the_cue(toy):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import Ideogram4Pipeline
 
-from dit8.models.companions import SHARED, Companions
 from dit8.models.generate import generate
 from dit8.models.pipeline import load_pipeline
+from dit8.models.text_cache import SHARED, Companions
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_what_is_saved_is_the_encoder_without_copy_and_lookup(load, toy_prompts,
     ticks = iter([10.0, 13.0, 20.0, 20.5])  # around the encoder, around the lookup
     companions = Companions()
     pipeline = load(companions)
-    monkeypatch.setattr("dit8.models.companions.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("dit8.models.text_cache.time.perf_counter", lambda: next(ticks))
     for _ in range(2):
         pipeline.encode_prompt(toy_prompts[0].caption, 2, 2, 128, CPU)
     assert companions.spared() == 3.0 - 0.5

@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dit8.models.footprint import CONTEXT_BYTES, activation_bytes, needed_bytes, weight_bytes
-from dit8.models.work import VARIANTS
+from dit8.models.flops import CONTEXT_BYTES, VARIANTS, activation_bytes, needed_bytes, weight_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 

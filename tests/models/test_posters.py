@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.pipeline import encode_chat
 from dit8.models.poster_type import CAP_HEIGHTS, FACES, text_width_px
 from dit8.models.poster_words import is_held_out
 from dit8.models.posters import (

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from dit8.models import residency
-from dit8.models.engine import EngineBranch
-from dit8.models.residency import CONDITIONING, TEXT, BranchGuest, Guest
+from dit8.models import offload
+from dit8.models.engine.branch import EngineBranch
+from dit8.models.offload import CONDITIONING, TEXT, BranchGuest, Guest
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.int8 import quantize_weight
@@ -144,4 +144,4 @@ def test_a_guest_that_does_not_fit_is_one_sentence(branch, monkeypatch):
     match = r"adaLN of the conditional branch \(0.00 GB\) needs more GPU memory than is free; use a"
     with pytest.raises(UserError, match=match):
         guest.enter(META, with_text=True)
-    assert residency.REMEDY.startswith("use a variant with smaller weights")
+    assert offload.REMEDY.startswith("use a variant with smaller weights")

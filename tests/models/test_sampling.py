@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from dit8.kernels.backend import KernelError
-from dit8.models import sampling
-from dit8.models.engine import EngineBranch
+from dit8.models.engine import engine as engine_file
+from dit8.models.engine.branch import EngineBranch
+from dit8.models.engine.engine import Clock, Engine, open_engine, set_schedule
 from dit8.models.generate import denoise, generate
 from dit8.models.pipeline import load_pipeline
-from dit8.models.sampling import Clock, Engine, open_engine, set_schedule
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 
@@ -156,7 +156,7 @@ def test_an_engine_draws_with_its_own_pipeline(toy, pipeline, toy_prompts, small
 
 def test_a_clock_times_all_but_the_first(monkeypatch):
     readings = iter((1.0, 1.5, 1.75))
-    monkeypatch.setattr(sampling.time, "perf_counter", lambda: next(readings))
+    monkeypatch.setattr(engine_file.time, "perf_counter", lambda: next(readings))
     clock = Clock(CPU)
     assert clock.milliseconds() == []
     for _ in range(3):
@@ -171,7 +171,7 @@ def test_a_clock_times_all_but_the_first(monkeypatch):
 def places(pipeline, monkeypatch):
     """Log who enters and leaves, in order; the device is the CPU, so `enter` copies nothing."""
     log = []
-    for kind in (sampling.Guest, sampling.BranchGuest):
+    for kind in (engine_file.Guest, engine_file.BranchGuest):
         for action in ("enter", "shrink", "leave"):
             genuine = getattr(kind, action, None)
 

@@ -1,12 +1,12 @@
-"""models/staging.py on the CPU, with `.to` watched in place of a bus."""
+"""models/offload.py on the CPU, with `.to` watched in place of a bus."""
 
 import pytest
 import torch
 
-from dit8.models import staging
+from dit8.models import offload
 from dit8.models.generate import denoise
+from dit8.models.offload import staged
 from dit8.models.pipeline import load_pipeline
-from dit8.models.staging import staged
 from dit8.quant.architectures.ideogram4 import branch_modules
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_one_module_visits_at_a_time_and_all_of_them_do(
     elsewhere, seen = Elsewhere(), []
     visitors = {"text": pipeline.text_encoder, **branch_modules(pipeline)}
     # tensors stay where they are: moving them to META, a device that every machine has, loses them
-    monkeypatch.setattr("dit8.models.staging._moved", lambda value, device: value)
+    monkeypatch.setattr("dit8.models.offload._moved", lambda value, device: value)
     for name, module in visitors.items():
         monkeypatch.setattr(module, "to", elsewhere.watch(name))
     genuine = pipeline.text_encoder.language_model.embed_tokens.forward
@@ -108,12 +108,12 @@ def test_modules_move_once_a_visit(pipeline, toy_prompts, small_sampler, visits)
 
 def test_inputs_go_to_the_device_and_outputs_come_back(pipeline, visits, monkeypatch):
     """META stands in for the device: its tensors are shapes, so what comes back is only named."""
-    genuine = staging._moved
+    genuine = offload._moved
 
     def moved(value, device):
         return genuine(value, device) if device == META else ("back", device, value)
 
-    monkeypatch.setattr(staging, "_moved", moved)
+    monkeypatch.setattr(offload, "_moved", moved)
     pipeline.transformer.forward = lambda x, *, pair: (x, pair)
     x = torch.ones(2)
     with staged(pipeline, META):

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from dit8.kernels.backend import backend_name
-from dit8.models import variants
-from dit8.models.pipeline import load_pipeline
-from dit8.models.variants import Variant, build_variant
+from dit8.models import pipeline
+from dit8.models.pipeline import Variant, build_variant, load_pipeline
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
@@ -155,7 +154,7 @@ def test_a_quantized_variant_reads_no_unquantized_branch(build, monkeypatch):
         given.append(kwargs["branches"])
         return load_pipeline(*args, **kwargs)
 
-    monkeypatch.setattr(variants, "load_pipeline", recorded)
+    monkeypatch.setattr(pipeline, "load_pipeline", recorded)
     for variant in (Variant("fp8", "fp8"), Variant("bf16", "source")):
         build(variant)
     assert given == [False, True]
@@ -192,7 +191,7 @@ def test_a_gpu_that_is_too_small_is_one_sentence(toy_folder, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(variants, "load_pipeline", fail)
+    monkeypatch.setattr(pipeline, "load_pipeline", fail)
     keys = {"model_key": "0", "dtype": "float32", "companion_dtype": "float32", "device": CPU}
     match = "variant bf16, with text encoder and VAE, needs more GPU .* smaller weights, or h"
     with pytest.raises(UserError, match=match):

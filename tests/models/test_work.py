@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dit8.models.random_ideogram4 import SMALL
-from dit8.models.work import (
+from dit8.models.flops import (
     ATTENTION,
     BF16_GEMM,
     EAGER_MEMORY,
@@ -22,6 +21,7 @@ from dit8.models.work import (
     image_work,
     step_work,
 )
+from dit8.models.random_ideogram4 import SMALL
 
 STEPS, IMAGE, TEXT = 48, 4096, 300
 LAYERS, HIDDEN, FFN, FEATURES = 34, 4608, 12288, 53248

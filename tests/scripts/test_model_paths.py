@@ -3,9 +3,9 @@ import contextlib
 import pytest
 import torch
 
+from dit8.models.engine.engine import Clock
 from dit8.models.generate import denoise
 from dit8.models.random_ideogram4 import build_random
-from dit8.models.sampling import Clock
 from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import relative_error

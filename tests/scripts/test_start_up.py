@@ -44,8 +44,8 @@ def test_nothing_slow_is_imported(words, code):
 
 def test_the_choices_of_the_schema_are_the_packages():
     from dit8.conf.schema import CHOICES
+    from dit8.models.engine.engine import ENGINES
     from dit8.models.pipeline import DTYPES
-    from dit8.models.sampling import ENGINES
     from dit8.quant.formats.table import FORMATS
 
     assert CHOICES == {"format": tuple(FORMATS), "engine": ENGINES, "dtype": tuple(DTYPES)}

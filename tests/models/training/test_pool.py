@@ -3,8 +3,8 @@ import pytest
 import torch
 
 import dit8.models.training.pool as pool_module
-from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.pipeline import encode_chat
 from dit8.models.poster_drawing import draw_poster
 from dit8.models.posters import GRID, TIERS, caption_json, make_poster
 from dit8.models.training.pool import (

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from dit8.eval.matching import read_one
-from dit8.models.chat import encode_chat
 from dit8.models.mini_tokenizer import build_tokenizer
+from dit8.models.pipeline import encode_chat
 from dit8.models.poster_words import is_held_out
 from dit8.models.posters import caption_json
 from dit8.models.training.flow import sample

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dit8.models.chat import encode_chat
+from dit8.models.pipeline import encode_chat
 from dit8.models.training.pool import Pool
 from dit8.models.training.text import fill_features, text_features
 

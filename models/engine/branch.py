@@ -5,17 +5,24 @@ that exist are here), the attention mask of a single segment (all true), the tex
 every step (once an image; never in the unconditional branch), 34 adaLN products in every step and
 the rotary tables (made once), q, k and v as three products and w1 and w3 as two. What it adds
 between the products is fused: norm, modulation and quantization; gate, residual and the next norm;
-q/k norm and rotation; silu, product and quantization (`kernels`). On CUDA a forward is one graph.
+q/k norm and rotation; silu, product and quantization (`kernels`).
 
 Rows are packed: [text | image] of each sample, one after the other, without padding. Every product
 and norm sees all rows; attention runs within a sample.
 
 The result is that of the stock forward: equal up to the order of sums in fp32. In bf16 it is
 rounded in fewer places, so it lies nearer to the fp32 result than the stock forward does.
+
+On CUDA a forward is one graph: of 34 blocks it is some 350 kernels, ten a block, which started one
+by one from Python keep the GPU waiting at small sizes. A graph replays them at the addresses they
+were captured with, so inputs are copied into fixed tensors, and nothing in between may wait for the
+GPU. All graphs of a GPU draw their temporary memory from one pool. They may, because they run one
+after the other and what a graph returns lies outside of it: the second branch then costs no memory.
 """
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -25,12 +32,66 @@ from torch import nn
 from torch.nn import functional as F
 
 from dit8.kernels.backend import backend_name
-from dit8.models.attention import check_backend, choose_attention
-from dit8.models.engine_block import Block, run_blocks
-from dit8.models.engine_graph import capture
-from dit8.models.engine_tables import Modulation, positions, rotary, tabulate_modulation
+from dit8.models.engine.attention import check_backend, choose_attention
+from dit8.models.engine.block import Block, run_blocks
+from dit8.models.engine.tables import Modulation, positions, rotary, tabulate_modulation
 from dit8.models.memory import enough_memory
 from dit8.quant.errors import UserError
+
+# graph -> its device, as long as somebody keeps the graph
+_devices: "weakref.WeakKeyDictionary[torch.cuda.CUDAGraph, torch.device]" = (
+    weakref.WeakKeyDictionary()
+)
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def capture(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    """Run once as a warm-up, then capture.
+
+    The warm-up compiles and tunes the Triton kernels and lets cuBLAS and cuDNN allocate, none of
+    which is possible during a capture. It runs on the stream of the capture: their workspaces
+    belong to a stream.
+
+    Args:
+        run: reads and writes tensors that stay where they are, and returns nothing.
+        device: a CUDA device.
+
+    Returns:
+        the graph; `replay()` runs it on the current stream.
+
+    Raises:
+        torch.OutOfMemoryError: in the warm-up or the capture.
+    """
+    with torch.cuda.device(device):
+        stream, caller = _stream(device), torch.cuda.current_stream()
+        stream.wait_stream(caller)
+        with torch.cuda.stream(stream):
+            run()
+        caller.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # torch.cuda.graph gives the warm-up's memory back to the driver before it captures
+            with torch.cuda.graph(graph, pool=_pool(device), stream=stream):
+                run()
+        except RuntimeError as error:
+            torch.cuda.set_stream(caller)  # torch.cuda.graph leaves its own when its end fails
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from error  # why the capture could not be ended
+            raise
+    _devices[graph] = device
+    return graph
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+    return _streams[device]
+
+
+def _pool(device: torch.device) -> tuple[int, int] | None:
+    """Return the memory pool of a graph that is alive: a pool dies with its last graph."""
+    return next((graph.pool() for graph, place in _devices.items() if place == device), None)
+
 
 LAYOUTS_KEPT = 2  # captions alternate between few lengths at most; each graph takes memory
 TEXT_ROW, IMAGE_ROW = 0, 1  # of embed_image_indicator
@@ -77,14 +138,14 @@ class EngineBranch:
         module: an Ideogram4Transformer2DModel with any linears. The weights of q/k/v and of w1/w3
             are stacked, and the module's own become views of them; its stock forward still runs.
         graphs: capture the forward into a CUDA graph; default: on CUDA.
-        attention: a backend of `models.attention.BACKENDS`; default: the fastest, measured.
+        attention: a backend of `models.engine.attention.BACKENDS`; default: the fastest, measured.
 
     Raises:
         UserError: an unknown attention backend, a device on which the kernels do not run, or one
             that is full.
 
     One thread at a time. Stacked weights that move afterwards must be shared again, as
-    models/residency.py does; `prepare` notices where they were not.
+    models/offload.py does; `prepare` notices where they were not.
     """
 
     def __init__(

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from dit8.kernels.backend import backend_name
-from dit8.models.chat import encode_chat
-from dit8.models.engine import EngineBranch
+from dit8.models.engine.branch import EngineBranch
 from dit8.models.memory import enough_memory, release_memory
-from dit8.models.residency import BranchGuest, Guest
+from dit8.models.offload import BranchGuest, Guest
+from dit8.models.pipeline import encode_chat
 from dit8.models.threads import THREADS
 from dit8.models.types import PATCH_PX, Prompt, Sampler, stack_noise
 from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules
@@ -32,7 +32,7 @@ class Engine:
     Args:
         pipeline: an Ideogram4Pipeline of any variant: on `device`, or in main memory if staged.
         device: where to draw.
-        staged: let text encoder, branches and VAE visit the device; see models/residency.py.
+        staged: let text encoder, branches and VAE visit the device; see models/offload.py.
         graphs: as for `EngineBranch`.
         attention: as for `EngineBranch`.
 
