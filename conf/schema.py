@@ -184,7 +184,7 @@ class EvaluateConfig(DrawConfig):
     # what text-image scores compare a picture with, see eval/score_text.py; default: the scorer's
     # own, which is idea but for clip_mini
     score_text: str | None = None
-    # see eval/scorer_settings.py, for example +scorer_options.hpsv2.checkpoint=FILE
+    # see eval/score.py, for example +scorer_options.hpsv2.checkpoint=FILE
     scorer_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: str = "outputs/results"  # the ledger; results=results: the committed one
     out: str = "outputs/runs"  # the pictures

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.stats import mean_interval, paired_interval
 from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError

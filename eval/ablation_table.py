@@ -18,7 +18,7 @@ from dit8.eval.ablation import (
     UNDECIDED,
     Entry,
 )
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.stats import LEVEL
 
 CHANGE = "latent_error_change"

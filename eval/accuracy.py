@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.stats import wilson_interval
 from dit8.models.types import Prompt
 from dit8.quant.errors import UserError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dit8.eval.exact_match import delta_interval
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.scorers import SCORERS, get_scorer
 from dit8.eval.scorers.ocr import OcrScorer
 from dit8.eval.stats import MIN_PROMPTS, mean_interval

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.stats import LEVEL, RESAMPLES, paired_interval, prompt_differences
 from dit8.models.types import SampleKey
 

@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dit8.eval.images import load_pair, load_rgb
-from dit8.eval.pairing import pair_samples
-from dit8.eval.runs import Run
+from dit8.eval.run import Run, pair_samples
 from dit8.quant.files import write_atomically
 
 LABEL_PX = 24

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import mean_interval, paired_interval
 from dit8.models.types import SampleKey

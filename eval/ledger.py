@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from dit8.eval.records import RunKey
+from dit8.eval.run import RunKey
 from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 from dit8.quant.files import locked, write_atomically

@@ -26,7 +26,7 @@ import pandas as pd
 from dit8.eval.ablation import Run
 from dit8.eval.exact_match import Values, delta_interval, discordant_interval
 from dit8.eval.margins import Margin
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import mean_interval, paired_interval, prompt_differences
 from dit8.eval.table import values_by_key

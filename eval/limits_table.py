@@ -19,7 +19,7 @@ from dit8.eval.limits import (
     Judged,
     Level,
 )
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.stats import LEVEL
 from dit8.eval.table import align, format_interval
 from dit8.eval.verdict import EQUIVALENT, UNDECIDED

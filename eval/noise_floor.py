@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dit8.eval.exact_match import delta_interval
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import mean_interval, prompt_differences
 from dit8.models.types import SampleKey

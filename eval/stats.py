@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy
 
-from dit8.eval.pairing import name_keys
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval, name_keys
 from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
 

@@ -19,7 +19,7 @@ from dit8.eval.equivalence import ALPHA, difference_p, discordant_tost, holm, to
 from dit8.eval.exact_match import SHARE, Values, delta_interval
 from dit8.eval.margins import Margin
 from dit8.eval.power import prompts_needed
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.scorers import Scorer, get_scorer
 from dit8.eval.stats import prompt_differences
 from dit8.quant.errors import UserError

@@ -9,8 +9,8 @@ from dit8.conf.schema import EvaluateConfig, RecipeConfig
 from dit8.eval.prompt_style import styled
 from dit8.eval.prompts import first_prompts, load_prompts
 from dit8.eval.provenance import run_id
-from dit8.eval.records import RunKey
-from dit8.eval.scorer_settings import Settings, configure_all
+from dit8.eval.run import RunKey
+from dit8.eval.score import Settings, configure_all
 from dit8.eval.stats import MIN_PROMPTS
 from dit8.models.engine.engine import check_engine
 from dit8.models.generate import sample_paths

@@ -52,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
+from dit8.eval.score import TIMINGS
 from dit8.eval.scorers import get_scorer
-from dit8.eval.scoring import TIMINGS
 from dit8.eval.table import format_interval, values_by_key
 
 

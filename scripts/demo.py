@@ -45,8 +45,8 @@ if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
 from dit8.eval.grid import write_grid
-from dit8.eval.runs import read_run
-from dit8.eval.scoring import rows_of
+from dit8.eval.run import read_run
+from dit8.eval.score import rows_of
 from dit8.eval.table import render_markdown, summarize
 from dit8.quant.formats.table import FORMATS
 from dit8.scripts.conversion import quantize_model

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dit8.conf.paths import ROOT, from_root
 from dit8.eval.ledger import LATENCY, upsert, write_run
 from dit8.eval.provenance import describe
-from dit8.eval.runs import write_run_record
+from dit8.eval.run import write_run_record
 from dit8.eval.stats import latency_percentiles
 from dit8.models.engine.engine import open_engine
 from dit8.models.generate import generate

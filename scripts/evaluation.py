@@ -6,8 +6,8 @@ from dit8.conf.paths import from_root, shorten
 from dit8.conf.schema import EvaluateConfig
 from dit8.eval.categories import categories_of, render_categories, summarize_categories
 from dit8.eval.ledger import SCORES, upsert
-from dit8.eval.runs import Run, pack_run, read_run
-from dit8.eval.scoring import Outcome, measured_everywhere, outcome_document, rows_of, score_run
+from dit8.eval.run import Run, pack_run, read_run
+from dit8.eval.score import Outcome, measured_everywhere, outcome_document, rows_of, score_run
 from dit8.eval.table import render_markdown, score_document, summarize
 from dit8.quant.files import locked
 from dit8.scripts.cell import Cell, prepare, reference_of, settings_of

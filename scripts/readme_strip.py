@@ -52,7 +52,7 @@ if __name__ == "__main__":
 from dit8.eval.reproduce.headline import SIZE
 from dit8.eval.reproduce.runs import MINI
 from dit8.eval.reproduce.short import ROWS
-from dit8.eval.runs import Run, read_run
+from dit8.eval.run import Run, read_run
 from dit8.eval.strip import Column, Part, draw_strip
 
 NOTES = (

@@ -53,7 +53,7 @@ if __name__ == "__main__":
 
 from dit8.eval.report.build import make_report
 from dit8.eval.report.load import compared_with, load
-from dit8.eval.runs import unpack_run
+from dit8.eval.run import unpack_run
 
 
 def report(

@@ -47,10 +47,16 @@ if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
 from dit8.eval.categories import categories_of, render_categories, summarize_categories
-from dit8.eval.runs import Run, read_run, unpack_run
-from dit8.eval.scorer_settings import Settings, parse_options
+from dit8.eval.run import Run, read_run, unpack_run
+from dit8.eval.score import (
+    Settings,
+    measured_everywhere,
+    outcome_document,
+    parse_options,
+    rows_of,
+    score_run,
+)
 from dit8.eval.scorers import get_scorer
-from dit8.eval.scoring import measured_everywhere, outcome_document, rows_of, score_run
 from dit8.eval.table import render_markdown, score_document, summarize
 
 

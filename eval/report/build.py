@@ -15,7 +15,7 @@ from dit8.eval.report.origins import describe_origins, page_facts, weight_sizes
 from dit8.eval.report.pictures import MEGABYTE
 from dit8.eval.report.readings import read_run_texts
 from dit8.eval.report.render import write_page
-from dit8.eval.scorer_record import MEASURED
+from dit8.eval.score import MEASURED
 
 STAGES = ("image", "step")
 CAVEAT_OF_THE_MINI = (

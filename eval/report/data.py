@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dit8.eval.categories import CategoryRow
 from dit8.eval.noise_floor import NoiseFloor
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.models.types import SampleKey
 
 

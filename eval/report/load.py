@@ -15,13 +15,10 @@ from typing import Any
 import pandas as pd
 
 from dit8.eval.ledger import LATENCY, SCORES, read_table
-from dit8.eval.pairing import name_keys
-from dit8.eval.records import RunKey
 from dit8.eval.report.harmless import is_harmless
-from dit8.eval.runs import RECORD, Run, read_run
-from dit8.eval.scorer_record import Entries, read_entries
+from dit8.eval.run import RECORD, Run, RunKey, name_keys, read_run
+from dit8.eval.score import Entries, applicable, read_entries
 from dit8.eval.scorers import get_scorer
-from dit8.eval.scoring import applicable
 from dit8.models.types import SampleKey
 from dit8.quant.errors import UserError
 
@@ -39,7 +36,7 @@ class Measured:
         scores: scorer -> value per (prompt id, seed), each for all pictures.
         latency: stage -> {"n", "p20_ms", "p50_ms", "p80_ms"}.
         record: <results>/runs/<run_id>.json, empty where there is none.
-        scorers: what was recorded of each score, see `eval.scorer_record`.
+        scorers: what was recorded of each score, see `eval.score`.
     """
 
     run: Run

@@ -3,8 +3,8 @@
 import math
 
 from dit8.eval.noise_floor import NoiseFloor
-from dit8.eval.records import Interval
 from dit8.eval.report.data import Measure
+from dit8.eval.run import Interval
 
 MINUS = "\N{MINUS SIGN}"
 DIGITS = 3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dit8.eval.matching import exact_fraction, lines, normalize
 from dit8.eval.reading import Box, Reading, read_files, reader_identity
-from dit8.eval.runs import Run
+from dit8.eval.run import Run
 from dit8.models.types import SampleKey
 from dit8.quant.files import content_key, file_sha256, write_atomically
 

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from dit8.eval.model_runs import best_first
-from dit8.eval.records import Interval
 from dit8.eval.reproduce.table import STUDENT, Cell, estimate, figure
+from dit8.eval.run import Interval
 from dit8.quant.errors import UserError
 
 SOURCE = "results/bench/model.csv"

@@ -17,13 +17,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dit8.eval.records import Interval
 from dit8.eval.report.figures import COLOURS
 from dit8.eval.reproduce import bench
 from dit8.eval.reproduce.headline import BF16, SIZE
 from dit8.eval.reproduce.runs import MINI
 from dit8.eval.reproduce.short import times_as_fast
 from dit8.eval.reproduce.table import Cell, Table
+from dit8.eval.run import Interval
 
 INCHES = (7.2, 4.7)
 PSNR = "PSNR ↑"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit8.eval.exact_match import delta_interval
-from dit8.eval.records import Interval
 from dit8.eval.reproduce.runs import MINI, Place, Run, choose_recipes, choose_runs
 from dit8.eval.reproduce.table import BCA, KEY, MEASURED, STUDENT, Cell, Table
+from dit8.eval.run import Interval
 from dit8.eval.scorers import get_scorer
 from dit8.eval.table import format_interval
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from dit8.eval.records import Interval
 from dit8.eval.report.figures import pareto_front
 from dit8.eval.reproduce import bench
 from dit8.eval.reproduce.estimate import BITS
@@ -40,6 +39,7 @@ from dit8.eval.reproduce.table import (
     keys,
     words,
 )
+from dit8.eval.run import Interval
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import mean_interval
 from dit8.models.flops import BRANCHES, linear_weights, weight_bytes

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from dit8.eval.records import Interval
 from dit8.eval.reproduce.table import BCA, KEY, Cell, Column, Table, remarks
+from dit8.eval.run import Interval
 from dit8.eval.table import align, format_interval
 
 ABSENT = "–"

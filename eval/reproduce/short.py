@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from dit8.eval.records import Interval
 from dit8.eval.reproduce import bench
 from dit8.eval.reproduce.finding import shown
 from dit8.eval.reproduce.headline import BF16, ROTATED, SIZE, STOCK, WIDTH
@@ -18,6 +17,7 @@ from dit8.eval.reproduce.render import ABSENT
 from dit8.eval.reproduce.runs import MINI, Run
 from dit8.eval.reproduce.table import BCA, Cell, Table
 from dit8.eval.reproduce.verdict_line import COMMAND, Judged, judge
+from dit8.eval.run import Interval
 from dit8.eval.stats import mean_interval
 from dit8.eval.table import align, format_interval
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 
 KEY, MEASURED, PREDICTED, COUNTED, REPORTED = "key", "measured", "predicted", "counted", "reported"
 KINDS = (KEY, MEASURED, PREDICTED, COUNTED, REPORTED)

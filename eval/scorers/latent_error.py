@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dit8.eval.pairing import pair_samples
+from dit8.eval.run import pair_samples
 from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from dit8.eval.images import load_pair
-from dit8.eval.pairing import pair_samples
 from dit8.eval.provenance import installed_versions
+from dit8.eval.run import pair_samples
 from dit8.eval.weight_files import verified_sha256
 from dit8.models.torchvision_shim import import_torchvision
 from dit8.models.types import Sample

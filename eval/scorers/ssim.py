@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dit8.eval.images import load_pair
-from dit8.eval.pairing import pair_samples
 from dit8.eval.provenance import installed_versions
+from dit8.eval.run import pair_samples
 from dit8.models.types import Sample
 from dit8.quant.errors import UserError
 

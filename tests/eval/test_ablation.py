@@ -19,7 +19,7 @@ from dit8.eval.ablation import (
     judge,
 )
 from dit8.eval.ablation_table import render_csv, render_markdown
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.quant.errors import UserError
 from dit8.scripts.cli import compose
 

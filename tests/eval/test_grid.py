@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from dit8.eval.grid import GAIN, GAP_PX, LABEL_PX, difference, write_grid
-from dit8.eval.records import RunKey
-from dit8.eval.runs import Run
+from dit8.eval.run import Run, RunKey
 from dit8.quant.errors import UserError
 
 SIDE = 32

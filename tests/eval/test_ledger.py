@@ -20,7 +20,7 @@ from dit8.eval.ledger import (
     upsert,
     write_run,
 )
-from dit8.eval.records import RunKey
+from dit8.eval.run import RunKey
 from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 

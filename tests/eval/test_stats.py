@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.stats import (
     latency_percentiles,
     mean_interval,

@@ -6,7 +6,7 @@ import pytest
 
 from dit8.eval.exact_match import discordant_interval
 from dit8.eval.ledger import SCORES
-from dit8.eval.records import RunKey
+from dit8.eval.run import RunKey
 from dit8.eval.stats import mean_interval
 from dit8.eval.table import format_range, render_markdown, score_document, summarize
 from dit8.quant.errors import UserError

@@ -7,7 +7,7 @@ from dit8.eval.equivalence import difference_p, discordant_tost, holm, tost
 from dit8.eval.exact_match import discordant_interval
 from dit8.eval.margins import Margin
 from dit8.eval.power import prompts_needed
-from dit8.eval.records import Interval
+from dit8.eval.run import Interval
 from dit8.eval.stats import paired_interval
 from dit8.eval.verdict import (
     BETTER,

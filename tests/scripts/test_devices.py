@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit8.eval.runs import read_run
+from dit8.eval.run import read_run
 from dit8.quant.errors import UserError
 from dit8.quant.files import locked
 from dit8.scripts import drawing

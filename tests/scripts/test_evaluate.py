@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dit8.conf.paths import ROOT
 from dit8.eval.ledger import LATENCY, SCORES, read_table
-from dit8.eval.runs import read_run
+from dit8.eval.run import read_run
 from dit8.models.generate import METADATA_KEY
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError

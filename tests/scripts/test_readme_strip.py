@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dit8.eval.records import RunKey
 from dit8.eval.reproduce.short import ROWS
-from dit8.eval.runs import write_run_record
+from dit8.eval.run import RunKey, write_run_record
 from dit8.eval.strip import COLUMN_PX, GAP_PX, HEAD_PX
 from dit8.models.generate import save_sample
 from dit8.models.types import Prompt

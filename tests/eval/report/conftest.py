@@ -21,11 +21,10 @@ from PIL import Image
 from dit8.eval.ledger import LATENCY, SCORES, score_rows, upsert, write_run
 from dit8.eval.margins import Margin
 from dit8.eval.reading import Box, Reading
-from dit8.eval.records import RunKey
 from dit8.eval.report import build, readings
 from dit8.eval.report.data import Page
 from dit8.eval.report.load import load
-from dit8.eval.runs import read_run, write_run_record
+from dit8.eval.run import RunKey, read_run, write_run_record
 from dit8.models.generate import save_sample
 from dit8.models.types import Prompt
 

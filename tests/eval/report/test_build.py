@@ -9,7 +9,7 @@ from dit8.eval.report.data import Measure
 from dit8.eval.report.gallery import size_of_change
 from dit8.eval.report.load import load
 from dit8.eval.report.origins import describe_origins, page_facts, weight_sizes
-from dit8.eval.scorer_record import FAILED, MEASURED, NOT_MEASURED, write_entry
+from dit8.eval.score import FAILED, MEASURED, NOT_MEASURED, write_entry
 
 REFERENCE, GOOD, BAD, NOISE = (digit * 12 for digit in "0123")
 

@@ -4,7 +4,6 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from dit8.eval.noise_floor import NoiseFloor
-from dit8.eval.records import Interval
 from dit8.eval.report.data import Measure, Outcome, ScoreTable, Speed
 from dit8.eval.report.figures import (
     COLOURS,
@@ -14,6 +13,7 @@ from dit8.eval.report.figures import (
     inline,
     pareto_front,
 )
+from dit8.eval.run import Interval
 from dit8.eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE
 
 SVG = "{http://www.w3.org/2000/svg}"

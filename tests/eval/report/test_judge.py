@@ -7,10 +7,10 @@ import pytest
 
 from dit8.eval.ledger import SCORES, read_table, upsert
 from dit8.eval.margins import Margin
-from dit8.eval.records import Interval
 from dit8.eval.report.harmless import harmless_change, is_harmless
 from dit8.eval.report.judge import identity_line, judge, measure_floors, quote, with_minus
 from dit8.eval.report.load import load
+from dit8.eval.run import Interval
 from dit8.eval.stats import mean_interval, paired_interval
 from dit8.eval.verdict import BETTER, EQUIVALENT, UNDECIDED, WORSE, Comparison, Verdict, conclude
 from dit8.quant.errors import UserError

@@ -3,7 +3,6 @@ import math
 import pytest
 
 from dit8.eval.noise_floor import NoiseFloor
-from dit8.eval.records import Interval
 from dit8.eval.report.data import Measure
 from dit8.eval.report.numbers import (
     format_estimate,
@@ -13,6 +12,7 @@ from dit8.eval.report.numbers import (
     format_range,
     format_ratio,
 )
+from dit8.eval.run import Interval
 
 
 @pytest.mark.parametrize(

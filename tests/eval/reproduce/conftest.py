@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dit8.eval.ledger import SCORES, upsert
-from dit8.eval.records import RunKey
 from dit8.eval.reproduce.table import Cell, Table
 from dit8.eval.reproduce.tables import build_tables
+from dit8.eval.run import RunKey
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLER = {"name": "default_20", "steps": 20, "guidance": 3.0, "size_px": 256}

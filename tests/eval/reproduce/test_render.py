@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from dit8.eval.records import Interval
 from dit8.eval.reproduce.render import LATEX, escape, render_csv, render_latex, render_markdown
 from dit8.eval.reproduce.table import (
     MEASURED,
@@ -17,6 +16,7 @@ from dit8.eval.reproduce.table import (
     figure,
     keys,
 )
+from dit8.eval.run import Interval
 
 MINI = "mini (not Ideogram 4)"
 LACKING = empty("needs weights", "python x.py a_b=1")

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from dit8.eval.records import Interval
 from dit8.eval.reproduce import bench, chart, short
 from dit8.eval.reproduce.tables import build_tables
+from dit8.eval.run import Interval
 
 
 @pytest.fixture(scope="module")

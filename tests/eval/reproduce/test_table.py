@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from dit8.eval.records import Interval
 from dit8.eval.reproduce.table import (
     KEY,
     MEASURED,
@@ -19,6 +18,7 @@ from dit8.eval.reproduce.table import (
     tally,
     words,
 )
+from dit8.eval.run import Interval
 
 COLUMNS = (Column("variant"), Column("s", MEASURED, "here"), Column("s", REPORTED, "there"))
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit8.eval.records import RunKey
-from dit8.eval.runs import RECORD, pack_run, read_run, unpack_run, write_run_record
+from dit8.eval.run import RECORD, RunKey, pack_run, read_run, unpack_run, write_run_record
 from dit8.models.generate import find_sample, sample_paths, save_sample
 from dit8.models.types import Prompt
 from dit8.quant.errors import UserError

@@ -7,19 +7,18 @@ import torch
 from safetensors.torch import save_file
 
 from dit8.eval.ledger import SCORES, read_table
-from dit8.eval.records import RunKey
-from dit8.eval.runs import Run
-from dit8.eval.scorer_record import read_entries
-from dit8.eval.scorer_settings import Settings
-from dit8.eval.scorers import SCORERS
-from dit8.eval.scoring import (
+from dit8.eval.run import Run, RunKey
+from dit8.eval.score import (
     Outcome,
+    Settings,
     check_values,
     measured_everywhere,
     outcome_document,
+    read_entries,
     rows_of,
     score_run,
 )
+from dit8.eval.scorers import SCORERS
 from dit8.quant.errors import UserError
 
 RELATIVE = ("psnr", "ssim", "latent_error")

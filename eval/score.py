@@ -3,34 +3,208 @@
 A scorer that cannot run here, or that fails, is named and skipped; the others go on. It leaves no
 row at all, never the rows of some pictures. A missing partner stops everything: it means that the
 two runs do not belong together.
+
+A scorer is a frozen dataclass, and a user's setting (which weights, which text, how many processes)
+replaces one of its fields. Settings are checked before the first picture is drawn, because a
+mistyped one would otherwise show hours later.
+
+What the scores of a run are is recorded in <results>/runs/<run_id>.scorers.json, an entry per
+scorer. A ledger row is a number under a scorer's name; what the name means (direction, unit, range,
+what is done to the picture, which weights with which hash, which text) is settings and files on the
+machine that scored, so it is kept beside the rows. It also protects them: rows made under one
+definition are neither extended nor shown under another.
 """
 
+import json
+import math
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dit8.eval.ledger import SCORES, read_table, score_rows, upsert
-from dit8.eval.pairing import pair_samples
-from dit8.eval.runs import Run
-from dit8.eval.scorer_record import (
-    FAILED,
-    MEASURED,
-    NOT_MEASURED,
-    Entries,
-    describe_scorer,
-    differing,
-    read_entries,
-    write_entry,
-)
-from dit8.eval.scorer_settings import DEFAULTS, Settings, configure_all
-from dit8.eval.scorers import Scorer
+from dit8.eval.run import Run, pair_samples
+from dit8.eval.score_text import MODES
+from dit8.eval.scorers import Scorer, get_scorer
 from dit8.eval.scorers.ocr import OcrScorer
 from dit8.models.types import Sample
 from dit8.quant.errors import UserError
+from dit8.quant.files import locked, write_atomically
+
+SETTABLE = ("backbone", "checkpoint", "sha256", "score_text", "device")  # fields of some scorers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to score.
+
+    Args:
+        readers: processes that read text.
+        score_text: what text every text-image score compares a picture with, a key of
+            eval.score_text.MODES; None: each scorer's own.
+        options: scorer -> field -> value, for the fields in SETTABLE.
+        overwrite: score again and replace rows that differ.
+    """
+
+    readers: int = 1
+    score_text: str | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overwrite: bool = False
+
+
+DEFAULTS = Settings()
+
+
+def configure(name: str, settings: Settings) -> Scorer:
+    """Return a scorer with the user's settings.
+
+    Raises:
+        UserError: no such scorer, or a setting that it does not have.
+    """
+    scorer = get_scorer(name)
+    own = {entry.name for entry in fields(scorer)}
+    change: dict[str, Any] = {}
+    if "workers" in own:
+        change["workers"] = settings.readers
+    if "score_text" in own and settings.score_text is not None:
+        change["score_text"] = settings.score_text
+    possible = [key for key in SETTABLE if key in own]
+    for key, value in settings.options.get(name, {}).items():
+        if key not in possible:
+            raise UserError(
+                f"scorer {name} has no setting {key!r}, expected one of "
+                f"{', '.join(possible) or '(none)'}; correct or drop it"
+            )
+        change[key] = value
+    _check_text(change.get("score_text"))
+    return replace(scorer, **change)
+
+
+def configure_all(names: Sequence[str], settings: Settings) -> list[Scorer]:
+    """Return scorers with the user's settings; also refuses settings that nobody would use.
+
+    Raises:
+        UserError: see `configure`, or settings of a scorer that is not named.
+    """
+    if unused := sorted(settings.options.keys() - set(names)):
+        raise UserError(
+            f"settings are given for scorer {unused[0]}, expected one of {', '.join(names)}; add "
+            "it to the scorers or drop them"
+        )
+    _check_text(settings.score_text)
+    return [configure(name, settings) for name in names]
+
+
+def parse_options(assignments: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Turn "clipscore.backbone=ViT-L-14" and the like into options.
+
+    Raises:
+        UserError: not of that form.
+    """
+    options: dict[str, dict[str, str]] = {}
+    for text in assignments:
+        where, equals, value = text.partition("=")
+        name, dot, key = where.partition(".")
+        if not (equals and dot and name and key and value):
+            raise UserError(
+                f"a scorer's setting must look like clipscore.backbone=ViT-L-14, got {text!r}"
+            )
+        options.setdefault(name, {})[key] = value
+    return options
+
+
+def _check_text(mode: str | None) -> None:
+    if mode is not None and mode not in MODES:
+        raise UserError(
+            f"score_text must be one of {', '.join(MODES)}, got {mode!r}; correct the name"
+        )
+
+
+MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
+ENVIRONMENT = "environment"  # key of an identity that holds versions: recorded, not compared
+
+Entries = dict[str, dict[str, Any]]
+
+
+def describe_scorer(scorer: Scorer) -> dict[str, Any]:
+    """Return what a scorer's values mean, JSON-ready; no weights are looked at.
+
+    A bound at infinity becomes null.
+    """
+    return {
+        "direction": "higher is better" if scorer.higher_is_better else "lower is better",
+        "unit": scorer.unit,
+        "range": [bound if math.isfinite(bound) else None for bound in scorer.bounds],
+        "preprocessing": scorer.preprocessing,
+        "needs_reference": scorer.needs_reference,
+    }
+
+
+def record_path(folder: Path, run_id: str) -> Path:
+    """Name the record of a run; `folder` is <results>/runs."""
+    return folder / f"{run_id}.scorers.json"
+
+
+def read_entries(folder: Path, run_id: str) -> Entries:
+    """Read the record of a run; one that does not exist yet is empty.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = record_path(folder, run_id)
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} must be the JSON record of a run's scorers, got {type(error).__name__}: "
+            f"{error}; restore it from version control or delete it"
+        ) from error
+    return entries
+
+
+def write_entry(folder: Path, run_id: str, name: str, entry: Mapping[str, Any]) -> None:
+    """Put one scorer's entry into the record of a run, under a lock; the others stay.
+
+    An entry of a scorer that was measured is replaced by another measurement only: its rows are
+    still in the ledger. Nothing is written where nothing changes.
+
+    Raises:
+        UserError: no write permission, or the file is damaged.
+    """
+    path = record_path(folder, run_id)
+    with locked(path):
+        entries = read_entries(folder, run_id)
+        before = entries.get(name)
+        keeps = before is not None and before["status"] == MEASURED != entry["status"]
+        if keeps or before == entry:
+            return
+        text = json.dumps(
+            entries | {name: dict(entry)},
+            sort_keys=True,
+            indent=2,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+        write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say in what two identities of a scorer differ, versions aside; None: in nothing.
+
+    Returns:
+        such as "score_text was 'idea', is 'caption_json'", for the first key that differs.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        if key != ENVIRONMENT and before.get(key) != now.get(key):
+            return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+    return None
+
 
 TIMINGS = ("seconds",)  # scores that differ when a picture is drawn again
 # a value may leave its range by rounding: 1 + 2 ** -52 of a structural similarity, for example

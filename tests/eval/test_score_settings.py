@@ -1,6 +1,6 @@
 import pytest
 
-from dit8.eval.scorer_settings import Settings, configure, configure_all, parse_options
+from dit8.eval.score import Settings, configure, configure_all, parse_options
 from dit8.eval.scorers import SCORERS
 from dit8.quant.errors import UserError
 

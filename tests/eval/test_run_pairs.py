@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dit8.eval.pairing import name_keys, pair_samples
+from dit8.eval.run import name_keys, pair_samples
 from dit8.models.types import Prompt, Sample
 from dit8.quant.errors import UserError
 

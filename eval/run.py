@@ -1,21 +1,96 @@
-"""A run on disk: its pictures, and a `run.json` that lets them be scored anywhere.
+"""A run: its key, its pairs with a reference, its folder on disk.
 
     <out>/<run_id>/run.json, <prompt id>_<seed>.png, <prompt id>_<seed>.safetensors
 
-A run may travel as one `<run_id>.tar`.
+`run.json` lets the pictures be scored anywhere; a run may travel as one `<run_id>.tar`. Samples are
+paired with their references by (prompt id, seed), never by position.
 """
 
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dit8.eval.records import RunKey
 from dit8.models.generate import find_sample
-from dit8.models.types import Prompt, Sample
+from dit8.models.types import Prompt, Sample, SampleKey
 from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Hold the columns every ledger row of one run shares; no field may be empty.
+
+    Args:
+        run_id: 12 hexadecimal digits, see `eval.provenance.run_id`.
+        recipe: name of the quantization recipe, "none" for an unquantized variant.
+        dtype: compute dtype, such as "float32".
+        backend: what ran the int8 product, such as "triton" or "cpu-reference".
+    """
+
+    run_id: str
+    model: str
+    variant: str
+    recipe: str
+    engine: str
+    dtype: str
+    backend: str
+    prompt_set: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Hold an estimate and its confidence interval.
+
+    Args:
+        estimate, low, high: in the unit of the score.
+        n: number of resampled units (prompts), or of trials for "wilson".
+        method: "bca", "percentile", "degenerate" or "wilson", see `eval.stats`; "newcombe" or
+            "adjusted wald", see `eval.exact_match`.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+
+def pair_samples(
+    samples: Sequence[Sample], references: Sequence[Sample] | None, scorer: str
+) -> list[tuple[Sample, Sample]]:
+    """Pair every sample with the reference of the same prompt and seed.
+
+    Args:
+        samples: what is scored, in the order of the result.
+        references: in any order; those without a sample are ignored.
+        scorer: name for the error message.
+
+    Raises:
+        UserError: references is None or a sample has no partner (the ids are named).
+        ValueError: two references share a key.
+    """
+    if references is None:
+        raise UserError(f"{scorer}: needs the pictures of a reference variant, got none")
+    partners = {reference.key: reference for reference in references}
+    if len(partners) != len(references):
+        raise ValueError(f"{scorer}: references must have unique (prompt id, seed) keys")
+    missing = [sample.key for sample in samples if sample.key not in partners]
+    if missing:
+        raise UserError(
+            f"{scorer}: {len(missing)} of {len(samples)} samples have no reference,"
+            f" {name_keys(missing)}; generate the reference variant for the same prompts"
+        )
+    return [(sample, partners[sample.key]) for sample in samples]
+
+
+def name_keys(keys: Iterable[SampleKey], limit: int = 3) -> str:
+    """Return the first `limit` keys, sorted, as text for an error message."""
+    ordered = sorted(keys)
+    shown = ", ".join(f"{prompt_id} (seed {seed})" for prompt_id, seed in ordered[:limit])
+    return shown + (", ..." if len(ordered) > limit else "")
+
 
 RECORD = "run.json"
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dit8.eval.scorer_record import (
+from dit8.eval.score import (
     describe_scorer,
     differing,
     read_entries,
