@@ -21,7 +21,7 @@ CHOICES = {
 
 @dataclass
 class PlantConfig:
-    """How a model with planted outliers is derived; see quant/plant.py."""
+    """How a model with planted outliers is derived; see quant/outliers.py."""
 
     source: str = MISSING  # folder of the natural model
     seed: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 _HOMES = {
     "Int8Linear": "dit8.quant.linear",
     "int8_linear": "dit8.quant.linear",
-    "load_quantized": "dit8.quant.load",
+    "load_quantized": "dit8.quant.checkpoint.load",
 }
 __all__ = list(_HOMES)  # noqa: PLE0604
 

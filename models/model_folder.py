@@ -12,9 +12,9 @@ import torch
 
 from dit8.quant import architectures
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture
+from dit8.quant.checkpoint.read import open_sources, weight_files
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile
 from dit8.quant.errors import UserError
-from dit8.quant.open_source import open_sources, weight_files
-from dit8.quant.safetensors_reader import SafetensorsFile
 
 INDEX = "model_index.json"
 PIPELINE = "Ideogram4Pipeline"
@@ -61,7 +61,9 @@ def _instead(kind: object) -> str:
         return REMEDY
     ways = ["use model=mini"]
     if kind in architectures.BRANCHES:
-        ways.append("quantize its transformer from Python with quant.checkpoint.save_checkpoint")
+        ways.append(
+            "quantize its transformer from Python with quant.checkpoint.write.save_checkpoint"
+        )
     return f"commands take Ideogram 4 only so far: {' or '.join(ways)}"
 
 

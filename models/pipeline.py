@@ -18,12 +18,12 @@ from dit8.models import model_folder
 from dit8.models.memory import enough_memory
 from dit8.models.threads import THREADS
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.quant.checkpoint.load import load_quantized
+from dit8.quant.checkpoint.read import FLOATS
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
-from dit8.quant.load import load_quantized
 from dit8.quant.rounding import round_linears
-from dit8.quant.safetensors_reader import SafetensorsFile
-from dit8.quant.source import FLOATS
 
 
 def encode_chat(tokenizer: Any, caption: str) -> list[int]:
@@ -78,16 +78,16 @@ def load_pipeline(
 ) -> "Ideogram4Pipeline":
     """Load an `Ideogram4Pipeline` from a local folder; nothing is downloaded.
 
-    Branches may be stored in any format that `quant.load` reads, the official FP8 and NF4 ones
-    included; they need no CUDA and no further package.
+    Branches may be stored in any format that `quant.checkpoint.load` reads, the official FP8 and
+    NF4 ones included; they need no CUDA and no further package.
 
     Args:
         folder: as `save_pretrained` writes it.
         dtype: compute dtype of the two branches.
         companion_dtype: of text encoder and VAE, the same for every variant.
         device: where everything goes.
-        branches: False leaves the branches without storage, for `quant.load.load_quantized` to
-            fill: then a quantized model is in memory once, and its unquantized one never.
+        branches: False leaves the branches without storage, for `load_quantized` to fill: then a
+            quantized model is in memory once, and its unquantized one never.
         components: name -> what an earlier pipeline of this folder, companion dtype and device
             loaded; taken as it is instead of being loaded again.
 

@@ -1,4 +1,4 @@
-"""Derive a model folder with planted outlier channels; see quant/plant.py for what they are."""
+"""Derive a model folder with planted outlier channels; see quant/outliers.py for what they are."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture
 from dit8.quant.errors import UserError
-from dit8.quant.plant import plant_outliers
+from dit8.quant.outliers import plant_outliers
 
 RECORD = "planted.json"
 

@@ -24,9 +24,9 @@ from diffusers import Ideogram4Transformer2DModel
 from dit8.models.synthetic_values import PATTERN, Pattern, number_of
 from dit8.quant.architectures import architecture_of
 from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.checkpoint.safetensors_file import SafetensorsWriter
 from dit8.quant.errors import UserError
 from dit8.quant.files import files_sha256
-from dit8.quant.safetensors_writer import SafetensorsWriter
 from dit8.quant.types import Architecture, TensorSpec
 
 PIPELINE, STEM = "Ideogram4Pipeline", "diffusion_pytorch_model"

@@ -26,8 +26,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
+from dit8.quant.checkpoint.tensor_file import read_tensors, write_tensors
 from dit8.quant.errors import UserError
-from dit8.quant.tensor_file import read_tensors, write_tensors
 from dit8.quant.types import ActStats, Architecture
 
 KIND = "activation statistics 2"  # raise the number when the content changes its meaning

@@ -254,7 +254,7 @@ def _refuse_saving(names: str, *_: Any, **__: Any) -> NoReturn:
     raise UserError(
         f"save_pretrained: diffusers can save stock linears only, got {names}, whose weights it "
         "would not find again; save a quantized model with python scripts/quantize.py "
-        "recipe=<name> or format=<name>, whose file quant.load.load_quantized reads"
+        "recipe=<name> or format=<name>, whose file quant.checkpoint.load.load_quantized reads"
     )
 
 

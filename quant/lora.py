@@ -25,9 +25,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from dit8.quant.checkpoint.read import BranchSource, StoredWeight
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile
 from dit8.quant.errors import UserError
-from dit8.quant.safetensors_reader import SafetensorsFile
-from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import Architecture
 
 ENTRY = "lora_adapter_metadata"

@@ -13,10 +13,10 @@ import torch
 
 from dit8.kernels.hadamard import largest_group
 from dit8.quant.calibrate import absmax, max_crest
+from dit8.quant.checkpoint.read import BranchSource, StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.files import over_blocks
 from dit8.quant.int8 import error_squares, quantize_weight, relative_of
-from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import (
     ActStats,
     Architecture,

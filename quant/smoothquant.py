@@ -29,10 +29,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dit8.quant.calibrate import absmax
+from dit8.quant.checkpoint.read import BranchSource, StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.files import over_blocks
 from dit8.quant.int8 import dequantize, quantize_rows, quantize_weight
-from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import ActStats, Architecture, Group, ResolvedRecipe
 
 

@@ -30,13 +30,13 @@ from dit8.quant.auto import (
     load_latency,
 )
 from dit8.quant.calibrate import absmax
+from dit8.quant.checkpoint.read import BranchSource, StoredWeight
 from dit8.quant.files import content_key, write_atomically
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.layer_sensitivity import Call, record_inputs, velocities, velocity_damage
 from dit8.quant.linear import Int8Linear
 from dit8.quant.recipe import KEEP, resolve_recipe
 from dit8.quant.smoothquant import column_absmax, smoothing_scale, snap_power_of_two
-from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import ActStats, Architecture, Group, Recipe, ResolvedRecipe, Scheme
 from dit8.scripts.stages import Model, calibration_key, calibration_prompts, make_sampler
 

@@ -55,9 +55,9 @@ if __name__ == "__main__":
 from dit8.quant.architectures import architecture_of
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.calibrate import load_stats
-from dit8.quant.checkpoint import Origin, save_checkpoint
+from dit8.quant.checkpoint.read import open_sources
+from dit8.quant.checkpoint.write import Origin, save_checkpoint
 from dit8.quant.formats.table import FORMATS
-from dit8.quant.open_source import open_sources
 from dit8.quant.recipe import resolve_recipe
 from dit8.scripts.stages import peak_rss_bytes
 

@@ -17,16 +17,15 @@ from tqdm import tqdm
 from dit8.conf.paths import from_root, shorten
 from dit8.conf.schema import ConvertConfig
 from dit8.quant.architectures.ideogram4 import BRANCHES
-from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.checkpoint.read import BranchSource, open_sources
+from dit8.quant.checkpoint.stored import checkpoint_files, read_header
+from dit8.quant.checkpoint.write import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.files import content_key, file_sha256, files_sha256, locked
 from dit8.quant.formats.table import Format
 from dit8.quant.lora import MergedSource, read_lora
-from dit8.quant.open_source import open_sources
 from dit8.quant.recipe import quantized_linears, resolve_recipe
 from dit8.quant.smoothquant import search_alphas
-from dit8.quant.source import BranchSource
-from dit8.quant.stored import checkpoint_files, read_header
 from dit8.quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe
 from dit8.scripts.auto_recipe import resolve_auto
 from dit8.scripts.cli import make_recipe

@@ -27,8 +27,8 @@ from dit8.models.generate import generate
 from dit8.models.pipeline import build_variant, resolve_device
 from dit8.models.text_cache import Companions
 from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.checkpoint.stored import checkpoint_files
 from dit8.quant.files import locked
-from dit8.quant.stored import checkpoint_files
 from dit8.scripts.cell import Cell
 from dit8.scripts.conversion import checkpoint_sha256
 from dit8.scripts.devices import draw_on_devices, leave_with_parent

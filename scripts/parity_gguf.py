@@ -54,10 +54,10 @@ if __name__ == "__main__":
 import torch
 
 from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.checkpoint.gguf_header import KINDS
+from dit8.quant.checkpoint.read import weight_files
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile
 from dit8.quant.formats import q4_k, q8_0
-from dit8.quant.gguf_header import KINDS
-from dit8.quant.open_source import weight_files
-from dit8.quant.safetensors_reader import SafetensorsFile
 from dit8.quant.types import Codec
 
 # The smallest source package on PyPI that carries a recent ggml (MIT licence): 3.4 MB.

@@ -28,8 +28,8 @@ from rich.table import Table
 
 from dit8.conf.schema import QuantizeConfig
 from dit8.eval.provenance import git_state, versions
-from dit8.quant.model_card import ReleaseCard
-from dit8.quant.release import base_of, find_licence, write_release
+from dit8.quant.model_card import ReleaseCard, base_of
+from dit8.quant.release import find_licence, write_release
 
 if __name__ == "__main__":
     parse_first("quantize", __doc__)  # help and mistakes end here: what follows takes seconds

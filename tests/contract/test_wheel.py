@@ -113,6 +113,6 @@ def test_an_installed_dit8_is_one_package_that_works_anywhere(site_packages, tmp
     assert found["diffusers_sees_kernels"]
     assert found["conf"] and found["tuned"]
     assert not found["public"]
-    assert found["load_quantized"] == "dit8.quant.load"
+    assert found["load_quantized"] == "dit8.quant.checkpoint.load"
     for row in found["y"]:
         assert row == pytest.approx([64.0] * 5, rel=1e-6)  # 64 x 1.0 x (2 x 0.5)

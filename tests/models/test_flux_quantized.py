@@ -8,13 +8,13 @@ from diffusers import FluxTransformer2DModel
 
 from dit8.quant.architectures.flux import BRANCHES, architecture
 from dit8.quant.calibrate import calibrate
-from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.checkpoint.load import load_quantized
+from dit8.quant.checkpoint.read import MemorySource
+from dit8.quant.checkpoint.write import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear
-from dit8.quant.load import load_quantized
 from dit8.quant.recipe import quantized_linears, resolve_recipe
-from dit8.quant.source import MemorySource
 from dit8.quant.types import Recipe
 
 DOUBLE, SINGLE, STEPS = 2, 3, 3

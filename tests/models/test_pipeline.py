@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from dit8.models.generate import denoise
 from dit8.models.pipeline import load_pipeline, resolve_device, torch_dtype
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
-from dit8.quant.checkpoint import Origin, save_checkpoint
+from dit8.quant.checkpoint.load import load_quantized
+from dit8.quant.checkpoint.read import open_sources
+from dit8.quant.checkpoint.write import Origin, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.linear import WeightOnlyLinear
-from dit8.quant.load import load_quantized
-from dit8.quant.open_source import open_sources
 
 CPU = torch.device("cpu")
 WEIGHTS = {

@@ -13,8 +13,8 @@ from dit8.models.synthetic import Options, bytes_needed, describe, synthetic_key
 from dit8.models.synthetic_values import PATTERN, Pattern, synthetic_stats
 from dit8.quant.architectures.ideogram4 import BRANCHES, source_sha256
 from dit8.quant.calibrate import channel_crest, load_stats, save_stats
+from dit8.quant.checkpoint.read import open_sources
 from dit8.quant.errors import UserError
-from dit8.quant.open_source import open_sources
 from dit8.quant.types import TensorSpec
 
 TINY = {

@@ -10,11 +10,11 @@ from dit8.kernels.backend import backend_name
 from dit8.models import pipeline
 from dit8.models.pipeline import Variant, build_variant, load_pipeline
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
-from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.checkpoint.read import open_sources
+from dit8.quant.checkpoint.write import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear
-from dit8.quant.open_source import open_sources
 from dit8.quant.recipe import resolve_recipe
 from dit8.quant.rounding import round_weight
 from dit8.quant.types import Recipe

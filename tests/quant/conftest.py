@@ -11,10 +11,10 @@ from diffusers import Ideogram4Transformer2DModel
 
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.calibrate import calibrate
-from dit8.quant.checkpoint import Origin, checkpoint_name, save_checkpoint
+from dit8.quant.checkpoint.read import MemorySource
+from dit8.quant.checkpoint.write import Origin, checkpoint_name, save_checkpoint
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.recipe import resolve_recipe
-from dit8.quant.source import MemorySource
 from dit8.quant.types import Recipe
 
 LAYERS, HIDDEN, FFN, TEXT, CHANNELS = 2, 128, 256, 13 * 16, 16

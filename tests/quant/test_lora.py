@@ -9,9 +9,9 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
 from dit8.quant.architectures import flux, ideogram4
+from dit8.quant.checkpoint.read import MemorySource, StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.lora import MergedSource, merged, read_lora, refuse_lora
-from dit8.quant.source import MemorySource, StoredWeight
 
 K, FFN, RANK = 24, 40, 3
 BRANCHES = ideogram4.BRANCHES

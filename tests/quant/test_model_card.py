@@ -7,9 +7,16 @@ import pytest
 import yaml
 
 from dit8.models.pipeline import load_pipeline
-from dit8.quant.load import load_quantized
-from dit8.quant.model_card import EvaluationRow, ReleaseCard, ReleasedFile, render_card
-from dit8.quant.release import BASES, IDEOGRAM4, MINI
+from dit8.quant.checkpoint.load import load_quantized
+from dit8.quant.model_card import (
+    BASES,
+    IDEOGRAM4,
+    MINI,
+    EvaluationRow,
+    ReleaseCard,
+    ReleasedFile,
+    render_card,
+)
 
 CARD = ReleaseCard(
     name="Ideogram 4 in W8A8",
@@ -92,7 +99,7 @@ def test_the_usage_runs_against_the_real_signatures(base, tmp_path, monkeypatch)
 
     for name, function in (
         ("dit8.models.pipeline", load_pipeline),
-        ("dit8.quant.load", load_quantized),
+        ("dit8.quant.checkpoint.load", load_quantized),
     ):
         stub = ModuleType(name)
         setattr(stub, function.__name__, record(function.__name__, function))

@@ -9,8 +9,8 @@ import yaml
 from dit8.models.hub import REPOSITORIES
 from dit8.quant import release
 from dit8.quant.errors import UserError
-from dit8.quant.model_card import ReleaseCard
-from dit8.quant.release import IDEOGRAM4, MINI, base_of, find_licence, write_release
+from dit8.quant.model_card import IDEOGRAM4, MINI, ReleaseCard, base_of
+from dit8.quant.release import find_licence, write_release
 
 CARD = ReleaseCard(
     name="Ideogram 4 in W8A8",

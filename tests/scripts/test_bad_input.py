@@ -72,7 +72,7 @@ NO_MODELS = {
     "FLUX": (
         '{"_class_name": "FluxPipeline"}',
         "must name the class Ideogram4Pipeline, got 'FluxPipeline'; commands take Ideogram 4 only "
-        ".*use model=mini or quantize its transformer .* quant.checkpoint.save_checkpoint",
+        ".*use model=mini or quantize its transformer .* quant.checkpoint.write.save_checkpoint",
     ),
     "another": ('{"_class_name": "SanaPipeline"}', "got 'SanaPipeline'; .*: use model=mini$"),
     "no class": ("[]", "must name the class Ideogram4Pipeline, got None; restore the model"),

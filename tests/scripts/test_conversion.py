@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from dit8.conf.paths import ROOT
 from dit8.models.pipeline import load_pipeline
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
+from dit8.quant.checkpoint.load import load_quantized
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
-from dit8.quant.load import load_quantized
 
 CPU = torch.device("cpu")
 DESCRIBED = architecture(2)  # of the tiny model

@@ -5,13 +5,13 @@ import torch
 
 from dit8.kernels.hadamard import rotate
 from dit8.quant.calibrate import absmax
-from dit8.quant.convert import branch_entries
+from dit8.quant.checkpoint.entries import branch_entries
+from dit8.quant.checkpoint.read import MemorySource, StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.recipe import resolve_recipe
 from dit8.quant.smoothquant import column_absmax, fold_all, smoothing_scale, snap_power_of_two
-from dit8.quant.source import MemorySource, StoredWeight
 from dit8.quant.types import Recipe
 
 W1, W2, W3 = (f"layers.0.feed_forward.w{number}" for number in (1, 2, 3))

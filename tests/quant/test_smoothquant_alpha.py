@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dit8.quant.calibrate import absmax
+from dit8.quant.checkpoint.read import StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import quantize_rows, quantize_weight
 from dit8.quant.recipe import resolve_recipe
@@ -15,7 +16,6 @@ from dit8.quant.smoothquant import (
     smoothing_scale,
     snap_power_of_two,
 )
-from dit8.quant.source import StoredWeight
 from dit8.quant.types import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from dit8.quant.checkpoint.gguf_file import GgufFile
+from dit8.quant.checkpoint.gguf_header import FOREIGN_KINDS, KINDS
 from dit8.quant.errors import UserError
 from dit8.quant.formats import q4_k, q8_0
-from dit8.quant.gguf_header import FOREIGN_KINDS, KINDS
-from dit8.quant.gguf_reader import GgufFile
 from dit8.quant.types import TensorSpec
 
 NEED_GGUF = "needs the extra: pip install -e .[gguf]"

@@ -17,13 +17,13 @@ import torch
 
 from dit8.kernels.hadamard import rotate
 from dit8.quant.calibrate import absmax, max_crest
+from dit8.quant.checkpoint.read import BranchSource, StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.files import over_blocks
 from dit8.quant.formats import comfy
 from dit8.quant.formats.table import Format
 from dit8.quant.int8 import CODE_MAX, error_squares, quantize_weight, relative_of
 from dit8.quant.smoothquant import FoldPlan, divided, plan_folds
-from dit8.quant.source import BranchSource, StoredWeight
 from dit8.quant.types import (
     ActStats,
     Architecture,

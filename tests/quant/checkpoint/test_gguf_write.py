@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dit8.quant import gguf_reader, gguf_writer
+from dit8.quant.checkpoint import gguf_file
+from dit8.quant.checkpoint.gguf_file import GgufFile, GgufTensor, write_gguf
+from dit8.quant.checkpoint.gguf_header import CHECKSUMS
 from dit8.quant.errors import UserError
 from dit8.quant.formats import q4_k, q8_0
-from dit8.quant.gguf_header import CHECKSUMS
-from dit8.quant.gguf_reader import GgufFile
-from dit8.quant.gguf_writer import GgufTensor, write_gguf
 from dit8.quant.types import TensorSpec
 
 gguf = pytest.importorskip("gguf", reason="needs the extra: pip install -e .[gguf]")
@@ -185,8 +184,7 @@ def test_a_disk_that_fills_up_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_tensors_larger_than_one_read_or_write(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_writer, "PIECE_BYTES", 100)
-    monkeypatch.setattr(gguf_reader, "PIECE_BYTES", 64)
+    monkeypatch.setattr(gguf_file, "PIECE_BYTES", 64)
     really = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: really(fd, bytes(data)[:70], at))
     write_gguf(tmp_path / "x", tensors(), HEADER)

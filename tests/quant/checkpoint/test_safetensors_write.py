@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from dit8.quant.checkpoint.safetensors_file import PIECE_BYTES, SafetensorsFile, SafetensorsWriter
+from dit8.quant.checkpoint.safetensors_header import DTYPES, encode
 from dit8.quant.errors import UserError
-from dit8.quant.safetensors_header import DTYPES, encode
-from dit8.quant.safetensors_reader import SafetensorsFile
-from dit8.quant.safetensors_writer import PIECE_BYTES, SafetensorsWriter
 from dit8.quant.types import TensorSpec
 
 SPECS = {"b": TensorSpec((4, 3), torch.bfloat16), "a": TensorSpec((5,), torch.int8)}
@@ -138,7 +137,7 @@ def test_a_full_disk_leaves_nothing_new(tmp_path, monkeypatch, fail_at, has_old)
 def test_a_disk_that_is_too_small_is_seen_beforehand(tmp_path, monkeypatch):
     specs = {"a": TensorSpec((1 << 50,), torch.int8)}
     monkeypatch.setattr(
-        "dit8.quant.safetensors_writer.FileIO", None
+        "dit8.quant.checkpoint.safetensors_file.FileIO", None
     )  # would be called to make the file
     message = (
         rf"cannot write .*\({(1 << 50) + len(encode(specs, {}, {}))} bytes are needed, \d+ are"

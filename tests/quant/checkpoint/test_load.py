@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from dit8.quant.calibrate import calibrate
+from dit8.quant.checkpoint.load import load_quantized
+from dit8.quant.checkpoint.read import MemorySource
+from dit8.quant.checkpoint.stored import open_checkpoint
 from dit8.quant.formats import comfy
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear
-from dit8.quant.load import load_quantized
-from dit8.quant.plant import plant_outliers
-from dit8.quant.source import MemorySource
-from dit8.quant.stored import open_checkpoint
+from dit8.quant.outliers import plant_outliers
 
 BRANCHES = {"conditional": "transformer", "unconditional": "unconditional_transformer"}
 QKV = "layers.0.attention.qkv"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dit8.quant.checkpoint.read import FLOATS
+from dit8.quant.checkpoint.stored import REMEDY, StoredBranch
 from dit8.quant.errors import UserError
 from dit8.quant.formats import comfy
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear
-from dit8.quant.source import FLOATS
-from dit8.quant.stored import REMEDY, StoredBranch
 from dit8.quant.types import Architecture, Scheme, TensorSpec
 
 Dtypes = tuple[torch.dtype, ...]

@@ -5,10 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dit8.quant.checkpoint.load import load_quantized
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter
 from dit8.quant.errors import UserError
-from dit8.quant.load import load_quantized
-from dit8.quant.safetensors_reader import SafetensorsFile
-from dit8.quant.safetensors_writer import SafetensorsWriter
 from dit8.quant.types import TensorSpec
 
 BRANCH = "unconditional"  # the second to be looked at: the first must not have been changed

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from dit8.quant.checkpoint.gguf_file import GgufFile
+from dit8.quant.checkpoint.read import weight_files
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile
 from dit8.quant.errors import UserError
-from dit8.quant.gguf_reader import GgufFile
-from dit8.quant.open_source import weight_files
-from dit8.quant.safetensors_reader import SafetensorsFile
 from dit8.quant.types import ResolvedRecipe, TensorSpec, recipe_from_json
 
 KIND = "dit8 checkpoint 2"  # raise the number when a tensor changes its name or meaning

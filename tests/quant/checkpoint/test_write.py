@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from dit8.quant.architectures.ideogram4 import BRANCHES
-from dit8.quant.checkpoint import Origin, save_checkpoint
+from dit8.quant.checkpoint.gguf_file import GgufFile
+from dit8.quant.checkpoint.read import MemorySource
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile
+from dit8.quant.checkpoint.write import Origin, save_checkpoint
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
-from dit8.quant.gguf_reader import GgufFile
-from dit8.quant.safetensors_reader import SafetensorsFile
-from dit8.quant.source import MemorySource
 from dit8.quant.types import recipe_from_json
 
 DIFFUSERS = {
@@ -188,7 +188,7 @@ def test_an_existing_folder_is_refused_before_any_work(tiny, tmp_path, monkeypat
     folder.mkdir()
     if content is not None:
         (folder / content).write_text("kept")
-    monkeypatch.setattr("dit8.quant.checkpoint.branch_entries", None)  # not even called
+    monkeypatch.setattr("dit8.quant.checkpoint.write.branch_entries", None)  # not even called
     with pytest.raises(UserError, match="x must not exist yet, got a folder; delete it or choose"):
         tiny.save(folder, format="bf16")
     assert [path.name for path in tmp_path.rglob("*")] == ["x", *([content] if content else [])]

@@ -11,8 +11,8 @@ from dit8.quant.calibrate import (
     save_stats,
     step_absmax,
 )
+from dit8.quant.checkpoint.tensor_file import write_tensors
 from dit8.quant.errors import UserError
-from dit8.quant.tensor_file import write_tensors
 from dit8.quant.types import ActStats
 
 STATS = ActStats(

@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dit8.quant.checkpoint.safetensors_file import PIECE_BYTES, SafetensorsFile, SafetensorsWriter
+from dit8.quant.checkpoint.safetensors_header import DTYPES
+from dit8.quant.checkpoint.tensor_file import write_tensors
 from dit8.quant.errors import UserError
-from dit8.quant.safetensors_header import DTYPES
-from dit8.quant.safetensors_reader import PIECE_BYTES, SafetensorsFile
-from dit8.quant.safetensors_writer import SafetensorsWriter
-from dit8.quant.tensor_file import write_tensors
 from dit8.quant.types import TensorSpec
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from dit8.quant.checkpoint.load import check_effective_weight
 from dit8.quant.errors import UserError
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.linear import Int8Linear
-from dit8.quant.sanity import check_effective_weight
 from dit8.quant.smoothquant import smoothing_scale
 
 N, K = 64, 256

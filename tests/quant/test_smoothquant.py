@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from dit8.quant.calibrate import absmax
+from dit8.quant.checkpoint.read import StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.smoothquant import (
     column_absmax,
@@ -10,7 +11,6 @@ from dit8.quant.smoothquant import (
     smoothing_scale,
     snap_power_of_two,
 )
-from dit8.quant.source import StoredWeight
 from dit8.quant.types import Group
 
 

@@ -1,7 +1,7 @@
 """Safetensors files of this project: one kind, one version, one JSON header, equal bytes.
 
 Everything but the tensors is a single JSON text in one metadata entry. The container beneath, with
-its checksums, is `quant.safetensors_header`.
+its checksums, is `quant.checkpoint.safetensors_header`.
 """
 
 import json
@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
+from dit8.quant.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter
+from dit8.quant.checkpoint.safetensors_header import ENTRY
 from dit8.quant.errors import UserError
-from dit8.quant.safetensors_header import ENTRY
-from dit8.quant.safetensors_reader import SafetensorsFile
-from dit8.quant.safetensors_writer import SafetensorsWriter
 from dit8.quant.types import TensorSpec
 
 

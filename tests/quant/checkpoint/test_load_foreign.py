@@ -8,11 +8,11 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dit8.quant.checkpoint.load import load_quantized
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear
-from dit8.quant.load import load_quantized
 
 SUBFOLDERS = {"conditional": "transformer", "unconditional": "unconditional_transformer"}
 FP8_MAX = 448.0

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from dit8.quant.checkpoint.read import StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.recipe import protected_count, rank_layers, rounding_damage
-from dit8.quant.source import StoredWeight
 
 
 def test_rank_is_by_crest_then_damage_then_name():

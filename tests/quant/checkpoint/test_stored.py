@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.checkpoint.safetensors_file import SafetensorsWriter
+from dit8.quant.checkpoint.stored import checkpoint_files, open_checkpoint, read_header
 from dit8.quant.errors import UserError
-from dit8.quant.safetensors_writer import SafetensorsWriter
-from dit8.quant.stored import checkpoint_files, open_checkpoint, read_header
 from dit8.quant.types import TensorSpec
 
 QKV = "layers.0.attention.qkv"

@@ -5,9 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from dit8.quant.architectures.ideogram4 import BRANCHES
+from dit8.quant.checkpoint.read import MemorySource, StoredWeight, open_sources, weight_files
 from dit8.quant.errors import UserError
-from dit8.quant.open_source import open_sources, weight_files
-from dit8.quant.source import MemorySource, StoredWeight
 
 Q, K, V = (f"layers.0.attention.to_{letter}" for letter in "qkv")
 QKV, OUT = "layers.0.attention.qkv", "layers.0.attention.to_out.0"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from dit8.quant.convert import Entry, branch_entries
+from dit8.quant.checkpoint.entries import Entry, branch_entries
+from dit8.quant.checkpoint.gguf_file import GgufTensor, write_gguf
+from dit8.quant.checkpoint.read import BranchSource
+from dit8.quant.checkpoint.safetensors_file import SafetensorsWriter
+from dit8.quant.checkpoint.stored import ENTRY, KIND
 from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
 from dit8.quant.formats.table import Format
-from dit8.quant.gguf_writer import GgufTensor, write_gguf
-from dit8.quant.safetensors_writer import SafetensorsWriter
-from dit8.quant.source import BranchSource
-from dit8.quant.stored import ENTRY, KIND
 from dit8.quant.types import (
     ActStats,
     Architecture,
@@ -89,7 +89,7 @@ def save_checkpoint(
         one report a linear for the int8 formats; nothing for the others.
 
     Raises:
-        UserError: `folder` exists, whatever `quant.convert` refuses, or a disk that is full.
+        UserError: `folder` exists, whatever entries.py refuses, or a disk that is full.
     """
     folder = Path(folder)
     if folder.exists():  # a rename would replace an empty folder, and refuse others after the work

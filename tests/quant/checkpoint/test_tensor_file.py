@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dit8.quant.checkpoint.tensor_file import read_tensors, write_tensors
 from dit8.quant.errors import UserError
-from dit8.quant.tensor_file import read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[2]  # `python -c` imports from its working folder
 
@@ -26,7 +26,7 @@ def test_round_trip_of_any_layout(tmp_path):
 def test_equal_content_gives_equal_bytes_in_every_process(tmp_path):
     # The order of several metadata entries changes between processes: write from two of them.
     code = (
-        "import sys, torch; from dit8.quant.tensor_file import write_tensors;"
+        "import sys, torch; from dit8.quant.checkpoint.tensor_file import write_tensors;"
         "write_tensors(sys.argv[1], {n: torch.ones(3) for n in 'dcba'}, 'k',"
         " {n: 1 for n in 'zyxwv'})"
     )

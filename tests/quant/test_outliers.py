@@ -3,7 +3,7 @@ import torch
 
 from dit8.quant.calibrate import absmax, calibrate, channel_crest
 from dit8.quant.errors import UserError
-from dit8.quant.plant import plant_outliers
+from dit8.quant.outliers import plant_outliers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
