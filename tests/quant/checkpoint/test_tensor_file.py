@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from dit8.quant.checkpoint.tensor_file import read_tensors, write_tensors
 from dit8.quant.errors import UserError
 
-ROOT = Path(__file__).parents[2]  # `python -c` imports from its working folder
+ROOT = Path(__file__).parents[3]  # `python -c` imports from its working folder
 
 
 def test_round_trip_of_any_layout(tmp_path):
