@@ -59,7 +59,7 @@ from dit8.quant.checkpoint.read import open_sources
 from dit8.quant.checkpoint.write import Origin, save_checkpoint
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.recipe import resolve_recipe
-from dit8.scripts.stages import peak_rss_bytes
+from dit8.models.artifacts import peak_rss_bytes
 
 TABLE = "convert/convert.csv"
 FULL_BLOCKS, FULL_WEIGHTS = 34, 18_558_576_896  # both branches of the real model

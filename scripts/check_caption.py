@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 from dit8.eval.caption_check import deviations
-from dit8.eval.prompts import load_prompts
+from dit8.models.prompts import load_prompts
 from dit8.quant.errors import UserError
 
 

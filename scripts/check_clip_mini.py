@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dit8.eval.prompts import first_prompts, load_prompts
+from dit8.models.prompts import first_prompts, load_prompts
 from dit8.models.types import Prompt, Sample
 from dit8.quant.files import write_atomically
 

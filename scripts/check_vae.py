@@ -24,7 +24,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dit8.eval.matching import exact_fraction
-from dit8.eval.prompts import first_prompts, load_prompts
+from dit8.models.prompts import first_prompts, load_prompts
 from dit8.eval.reading import read
 from dit8.eval.stats import wilson_interval
 from dit8.quant.files import write_atomically

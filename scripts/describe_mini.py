@@ -26,7 +26,7 @@ import pandas as pd
 
 from dit8.eval.accuracy import text_accuracy
 from dit8.eval.ledger import SCORES, read_table
-from dit8.eval.prompts import load_prompts
+from dit8.models.prompts import load_prompts
 from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
 

@@ -43,7 +43,7 @@ if __name__ == "__main__":
 
 from dit8.eval.report.load import compared_with
 from dit8.eval.sweep_table import render_sweep
-from dit8.scripts.evaluation import evaluate
+from dit8.eval.evaluate import evaluate
 from dit8.scripts.report import report
 
 

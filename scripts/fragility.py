@@ -50,7 +50,7 @@ from dit8.models.random_ideogram4 import RandomPrompt, build_random, run_random
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.auto import role_of
 from dit8.scripts.profiling import Running, Subject, profile
-from dit8.scripts.stages import calibration_prompts, make_sampler, model_architecture, open_model
+from dit8.models.artifacts import calibration_prompts, make_sampler, model_architecture, open_model
 
 METHOD = 1  # raise it when a number changes its meaning: states of before are then left alone
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dit8.conf.schema import GenerateConfig
     from dit8.quant.formats.table import Format
-    from dit8.scripts.stages import Model
+    from dit8.models.artifacts import Model
 
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=\S*")
 
@@ -41,7 +41,7 @@ def read_first(argument: str) -> tuple[str | None, str]:
     Raises:
         UserError: an override, a file that is missing, JSON that is no caption.
     """
-    from dit8.eval.prompts import parse_caption
+    from dit8.models.prompts import parse_caption
     from dit8.quant.errors import UserError
 
     if argument.lstrip().startswith("{"):
@@ -78,7 +78,7 @@ def caption_path(out: str) -> Path:
     Raises:
         UserError: it would be the picture itself, or replace something else than a caption.
     """
-    from dit8.eval.prompts import parse_caption
+    from dit8.models.prompts import parse_caption
     from dit8.quant.errors import UserError
 
     path = Path(out).with_suffix(".json")
@@ -99,10 +99,10 @@ def find_or_build(config: "GenerateConfig", model: "Model", target: "Format") ->
     """Return the full calibration's checkpoint, else one of a quick calibration, made if missing.
 
     Raises:
-        UserError: as `scripts.conversion.find_checkpoint`.
+        UserError: as `models.artifacts.find_checkpoint`.
     """
     from dit8.scripts.cli import make_recipe
-    from dit8.scripts.conversion import checkpoint_path, find_checkpoint
+    from dit8.models.artifacts import checkpoint_path, find_checkpoint
 
     if (
         config.model.build_missing
@@ -128,14 +128,14 @@ def generate(caption: str, config: "GenerateConfig") -> dict:
     from tqdm import tqdm
 
     from dit8.conf.paths import shorten
-    from dit8.eval.prompts import caption_texts, parse_caption
+    from dit8.models.prompts import caption_texts, parse_caption
     from dit8.models.engine.engine import check_engine, open_engine
     from dit8.models.generate import check_length, denoise
     from dit8.models.pipeline import Variant, build_variant, load_tokenizer, resolve_device
     from dit8.models.types import Prompt
     from dit8.quant.files import write_atomically, writing
     from dit8.quant.formats.table import get_format
-    from dit8.scripts.stages import make_sampler, open_model
+    from dit8.models.artifacts import make_sampler, open_model
 
     beside = caption_path(config.out)
     staged = config.hardware.staged

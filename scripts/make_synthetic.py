@@ -58,7 +58,7 @@ from dit8.models.synthetic import (
 )
 from dit8.models.synthetic_values import synthetic_stats
 from dit8.quant.calibrate import save_stats
-from dit8.scripts.stages import peak_rss_bytes
+from dit8.models.artifacts import peak_rss_bytes
 
 
 def parse_config(text: str, layers: int | None) -> dict[str, Any]:

@@ -36,8 +36,8 @@ if __name__ == "__main__":
 
 from dit8.quant.formats.table import Format, get_format
 from dit8.quant.types import LayerReport
-from dit8.scripts.conversion import Quantized, quantize_model
-from dit8.scripts.stages import Model, open_model, peak_rss_bytes
+from dit8.models.artifacts import Quantized, quantize_model
+from dit8.models.artifacts import Model, open_model, peak_rss_bytes
 
 
 def layer_table(reports: tuple[LayerReport, ...]) -> Table:

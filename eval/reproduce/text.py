@@ -7,7 +7,7 @@ from pathlib import Path
 from dit8.conf.paths import ROOT
 from dit8.eval.categories import split_by_category
 from dit8.eval.exact_match import delta_interval
-from dit8.eval.prompts import load_prompts
+from dit8.models.prompts import load_prompts
 from dit8.eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
 from dit8.eval.reproduce.runs import (
     CPU,

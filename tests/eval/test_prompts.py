@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dit8.eval.prompts import caption_texts, first_prompts, load_prompts, parse_caption
+from dit8.models.prompts import caption_texts, first_prompts, load_prompts, parse_caption
 from dit8.quant.errors import UserError
 
 

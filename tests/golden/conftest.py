@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from dit8.eval.prompt_style import styled
-from dit8.eval.prompts import load_prompts
+from dit8.models.prompts import load_prompts
 from dit8.eval.provenance import run_id
 from dit8.models.types import noise_for
 from dit8.quant.files import content_key
 from dit8.quant.formats.table import get_format
-from dit8.scripts.cell import checkpoint_sha256, prepare
+from dit8.eval.job import checkpoint_sha256, prepare
 from dit8.scripts.cli import compose
-from dit8.scripts.conversion import quantize_model
-from dit8.scripts.stages import open_model
+from dit8.models.artifacts import quantize_model
+from dit8.models.artifacts import open_model
 
 
 class House:

@@ -16,7 +16,7 @@ from diffusers import (
 from transformers import PreTrainedTokenizerFast, Qwen3VLModel
 
 from dit8.eval.matching import exact_fraction
-from dit8.eval.prompts import load_prompts
+from dit8.models.prompts import load_prompts
 from dit8.eval.reading import read
 from dit8.models.engine.engine import Engine
 from dit8.models.generate import denoise

@@ -12,7 +12,7 @@ import pytest
 from dit8.eval.caption_check import deviations
 from dit8.eval.captions import expected_text, parse
 from dit8.eval.matching import normalize
-from dit8.eval.prompts import load_prompts
+from dit8.models.prompts import load_prompts
 from dit8.eval.quotes import quoted
 
 FOLDER = Path(__file__).resolve().parents[2] / "prompts"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dit8.eval.matching import exact_fraction
-from dit8.eval.prompts import caption_texts, load_prompts
+from dit8.models.prompts import caption_texts, load_prompts
 from dit8.eval.reading import read
 from dit8.models.poster_drawing import draw_poster
 from dit8.models.poster_type import FACES

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dit8.quant.formats.table import FORMATS
-from dit8.scripts import conversion, stages
+from dit8.models import artifacts
+from dit8.models import artifacts
 from dit8.scripts.cli import compose
 
 W8A8 = FORMATS["w8a8"]

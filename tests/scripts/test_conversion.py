@@ -1,4 +1,4 @@
-"""scripts/conversion.py as scripts/quantize.py calls it: formats, recipes, LoRA, refusals."""
+"""models/artifacts.py as scripts/quantize.py calls it: formats, recipes, LoRA, refusals."""
 
 import json
 import shutil
@@ -147,8 +147,8 @@ def test_auto_measures_once_and_spends_what_it_is_given(place, run_here, monkeyp
     def refuse(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("dit8.scripts.stages.load_pipeline", refuse)
-    monkeypatch.setattr("dit8.scripts.auto_recipe.load_pipeline", refuse)
+    monkeypatch.setattr("dit8.models.artifacts.load_pipeline", refuse)
+    monkeypatch.setattr("dit8.models.auto_recipe.load_pipeline", refuse)
     # with enough time nothing is quantized but what no picture can show: text without a prompt
     assert set(make("recipe.latency=100")) <= {"unconditional/llm_cond_proj"}
     assert damage.stat().st_mtime_ns == before

@@ -19,11 +19,11 @@ from PIL import Image
 from dit8.eval.run import read_run
 from dit8.quant.errors import UserError
 from dit8.quant.files import locked
-from dit8.scripts import drawing
+from dit8.eval import workers
 from dit8.scripts.cli import compose
-from dit8.scripts.devices import check_devices, draw_on_devices
-from dit8.scripts.evaluation import evaluate, prepare
-from dit8.scripts.sharding import WHOLE
+from dit8.eval.workers import check_devices, draw_on_devices
+from dit8.eval.evaluate import evaluate, prepare
+from dit8.eval.shards import WHOLE
 
 
 def bits(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import pytest
 
 from dit8.eval import expand_endpoint
 from dit8.eval.caption_check import deviations
-from dit8.eval.prompts import load_prompts
+from dit8.models.prompts import load_prompts
 from dit8.quant.errors import UserError
 
 CAPTION = (

@@ -11,9 +11,10 @@ from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.calibrate import load_stats
 from dit8.quant.files import locked
 from dit8.quant.formats.table import FORMATS
-from dit8.scripts import conversion, stages
+from dit8.models import artifacts
+from dit8.models import artifacts
 from dit8.scripts.cli import compose
-from dit8.scripts.conversion import checkpoint_path
+from dit8.models.artifacts import checkpoint_path
 
 KEYS = {
     "checkpoint", "format", "recipe", "linears", "protected", "bytes", "seconds", "peak_rss_bytes",

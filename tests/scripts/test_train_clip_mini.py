@@ -12,7 +12,7 @@ import dataclasses  # noqa: E402
 
 from dit8.conf.paths import ROOT  # noqa: E402
 from dit8.eval.poster_ranking import Rank  # noqa: E402
-from dit8.eval.prompts import load_prompts  # noqa: E402
+from dit8.models.prompts import load_prompts  # noqa: E402
 from dit8.eval.scorers import SCORERS  # noqa: E402
 from dit8.models.poster_drawing import draw_poster  # noqa: E402
 from dit8.models.poster_variants import PERTURBATIONS  # noqa: E402

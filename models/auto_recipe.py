@@ -8,11 +8,9 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-
 import torch
 from torch import nn
 from tqdm import tqdm
-
 from dit8.conf.paths import from_root
 from dit8.conf.schema import ConvertConfig
 from dit8.kernels.backend import KernelError
@@ -38,7 +36,8 @@ from dit8.quant.linear import Int8Linear
 from dit8.quant.recipe import KEEP, resolve_recipe
 from dit8.quant.smoothquant import column_absmax, smoothing_scale, snap_power_of_two
 from dit8.quant.types import ActStats, Architecture, Group, Recipe, ResolvedRecipe, Scheme
-from dit8.scripts.stages import Model, calibration_key, calibration_prompts, make_sampler
+from dit8.models.artifacts import Model, calibration_key, calibration_prompts, make_sampler
+
 
 BINS = 4  # denoising steps at which damage is measured, spread over the schedule
 PROMPTS = 2  # of the calibration set

@@ -1,13 +1,13 @@
-"""One cell of an evaluation: everything its run depends on, and the name that follows from it."""
+"""One cell of an evaluation: everything its run depends on, and the name that follows from it.
+"""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
 from dit8.conf.paths import from_root
 from dit8.conf.schema import EvaluateConfig, RecipeConfig
 from dit8.eval.prompt_style import styled
-from dit8.eval.prompts import first_prompts, load_prompts
+from dit8.models.prompts import first_prompts, load_prompts
 from dit8.eval.provenance import run_id
 from dit8.eval.run import RunKey
 from dit8.eval.score import Settings, configure_all
@@ -20,10 +20,10 @@ from dit8.quant.errors import UserError
 from dit8.quant.files import content_key, files_sha256
 from dit8.quant.formats.table import get_format
 from dit8.scripts.cli import prompt_file, recipe_config, variant_config
-from dit8.scripts.conversion import checkpoint_sha256, find_checkpoint
-from dit8.scripts.devices import check_devices
-from dit8.scripts.sharding import Shard, parse_shard
-from dit8.scripts.stages import Model, make_sampler, open_model
+from dit8.models.artifacts import checkpoint_sha256, find_checkpoint
+from dit8.eval.workers import check_devices
+from dit8.eval.shards import Shard, parse_shard
+from dit8.models.artifacts import Model, make_sampler, open_model
 
 
 @dataclass(frozen=True)

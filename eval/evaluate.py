@@ -1,7 +1,7 @@
-"""Evaluate one cell: generate, score, keep the rows, compare with the reference."""
+"""Evaluate one cell: generate, score, keep the rows, compare with the reference.
+"""
 
 import sys
-
 from dit8.conf.paths import from_root, shorten
 from dit8.conf.schema import EvaluateConfig
 from dit8.eval.categories import categories_of, render_categories, summarize_categories
@@ -10,10 +10,10 @@ from dit8.eval.run import Run, pack_run, read_run
 from dit8.eval.score import Outcome, measured_everywhere, outcome_document, rows_of, score_run
 from dit8.eval.table import render_markdown, score_document, summarize
 from dit8.quant.files import locked
-from dit8.scripts.cell import Cell, prepare, reference_of, settings_of
+from dit8.eval.job import Cell, prepare, reference_of, settings_of
 from dit8.scripts.cli import say_what_is_lacking
-from dit8.scripts.drawing import draw, draw_shard
-from dit8.scripts.sharding import WHOLE
+from dit8.eval.workers import draw, draw_shard
+from dit8.eval.shards import WHOLE
 
 
 def evaluate(config: EvaluateConfig) -> tuple[dict, str]:

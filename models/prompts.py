@@ -1,13 +1,14 @@
-"""Read prompt sets (jsonl) and single captions; check them lightly, keep them minified."""
+"""Read prompt sets (jsonl) and single captions; check them lightly, keep them minified.
+"""
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
 from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
+
 
 ROW_KEYS = {"id", "caption", "texts", "seed"}
 OPTIONAL_KEYS = ("idea", "category")
