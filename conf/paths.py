@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]  # of the repository
+CONF = Path(__file__).resolve().parent
+ROOT = CONF.parent  # of the repository
 
 
 def from_root(path: str | Path) -> Path:

@@ -1,33 +1,33 @@
-"""One cell of an evaluation: everything its run depends on, and the name that follows from it.
-"""
+"""One run of an evaluation: everything it depends on, and the name that follows from it."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from dit8.conf.paths import from_root
-from dit8.conf.schema import EvaluateConfig, RecipeConfig
+
+import torch
+import yaml
+
+from dit8.conf.paths import CONF, from_root
+from dit8.conf.schema import EvaluateConfig, RecipeConfig, VariantConfig
 from dit8.eval.prompt_style import styled
-from dit8.models.prompts import first_prompts, load_prompts
 from dit8.eval.provenance import run_id
 from dit8.eval.run import RunKey
 from dit8.eval.score import Settings, configure_all
+from dit8.eval.shards import Shard, parse_shard
 from dit8.eval.stats import MIN_PROMPTS
+from dit8.models.artifacts import Model, checkpoint_sha256, find_checkpoint, open_model
 from dit8.models.engine.engine import check_engine
 from dit8.models.generate import sample_paths
 from dit8.models.pipeline import Variant, resolve_device, torch_dtype
-from dit8.models.types import Prompt, Sampler
+from dit8.models.prompts import first_prompts, load_prompts, prompt_file
+from dit8.models.types import Prompt, Sampler, make_sampler
 from dit8.quant.errors import UserError
 from dit8.quant.files import content_key, files_sha256
 from dit8.quant.formats.table import get_format
-from dit8.scripts.cli import prompt_file, recipe_config, variant_config
-from dit8.models.artifacts import checkpoint_sha256, find_checkpoint
-from dit8.eval.workers import check_devices
-from dit8.eval.shards import Shard, parse_shard
-from dit8.models.artifacts import Model, make_sampler, open_model
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """Everything one run depends on, and the name that follows from it.
 
     Attributes:
@@ -64,8 +64,8 @@ class Cell:
         return sum(not sample_paths(prompt, self.folder)[0].exists() for prompt in prompts)
 
 
-def prepare(config: EvaluateConfig) -> Cell:
-    """Resolve a configuration into a cell; builds the checkpoint where that is allowed."""
+def prepare(config: EvaluateConfig) -> Job:
+    """Resolve a configuration into a job; builds the checkpoint where that is allowed."""
     check_engine(config.engine, staged=config.hardware.staged)
     configure_all(config.scorers, settings_of(config))
     torch_dtype(config.dtype)
@@ -116,7 +116,7 @@ def prepare(config: EvaluateConfig) -> Cell:
         backend=backend,
         prompt_set=prompt_set,
     )
-    return Cell(
+    return Job(
         config,
         model,
         variant,
@@ -129,6 +129,22 @@ def prepare(config: EvaluateConfig) -> Cell:
         key,
         shard,
     )
+
+
+def check_devices(devices: int, device: torch.device) -> None:
+    """Refuse a number of devices that this machine does not have.
+
+    Raises:
+        UserError: fewer than one, or more than the GPUs that torch sees.
+    """
+    if devices < 1:
+        raise UserError(f"hardware.devices must be at least 1, got {devices}; use 1")
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(
+            f"hardware.devices must be at most {found}, the GPUs that torch sees here, got "
+            f"{devices}; lower it or look at CUDA_VISIBLE_DEVICES"
+        )
 
 
 def recipe_label(recipe: RecipeConfig) -> str:
@@ -149,6 +165,23 @@ def recipe_label(recipe: RecipeConfig) -> str:
     return "+".join([recipe.name, *changed])
 
 
+def variant_config(name: str) -> VariantConfig:
+    """Read one file of conf/variant."""
+    path = CONF / "variant" / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise UserError(f"variant must be one of {known}, got {name!r}; correct the name")
+    return VariantConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def recipe_config(name: str) -> RecipeConfig | None:
+    """Read one file of conf/recipe; None: there is none."""
+    path = CONF / "recipe" / f"{name}.yaml"
+    if not path.exists():
+        return None
+    return RecipeConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
 def settings_of(config: EvaluateConfig) -> Settings:
     """Return how a configuration asks to score."""
     return Settings(config.readers, config.score_text, config.scorer_options, config.overwrite)
@@ -160,9 +193,9 @@ def _model_files_sha256(folder: Path) -> str:
     return files_sha256(files, root=folder)
 
 
-def reference_of(cell: Cell) -> Cell:
-    """Return the cell of the reference variant: same prompts, sampler, dtype and hardware."""
-    name = cell.config.model.reference
-    if cell.variant.name == name:
-        return cell
-    return prepare(replace(cell.config, variant=variant_config(name)))
+def reference_of(job: Job) -> Job:
+    """Return the job of the reference variant: same prompts, sampler, dtype and hardware."""
+    name = job.config.model.reference
+    if job.variant.name == name:
+        return job
+    return prepare(replace(job.config, variant=variant_config(name)))

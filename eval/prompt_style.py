@@ -9,8 +9,8 @@ sentences lose is layout, colours and style, which is the point.
 import json
 from dataclasses import replace
 
-from dit8.models.prompts import caption_texts
 from dit8.eval.quotes import quoted
+from dit8.models.prompts import caption_texts
 from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
 

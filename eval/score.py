@@ -17,6 +17,7 @@ definition are neither extended nor shown under another.
 
 import json
 import math
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -368,3 +369,10 @@ def rows_of(ledger: Path, run_ids: Sequence[str], scorers: Sequence[str]) -> pd.
     """Read the rows of some runs and scorers."""
     rows = read_table(ledger, SCORES)
     return rows[rows["run_id"].isin(run_ids) & rows["scorer"].isin(scorers)]
+
+
+def say_what_is_lacking(document: Mapping[str, Any]) -> None:
+    """Tell on stderr which scorers were not measured or failed, a line each."""
+    for key in ("not_measured", "failed"):
+        for name, reason in document[key].items():
+            print(f"{name} {key.replace('_', ' ')}: {reason}", file=sys.stderr)

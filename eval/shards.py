@@ -1,25 +1,24 @@
-"""Split a run's pictures between processes: shard i of n draws the batches i, i + n, i + 2n, ...
+"""Split a run's pictures between processes, and keep what its parts took until all are there.
 
-A picture depends in its last bits on the batch that it is drawn in, so whole batches are dealt out
-and every process draws the very batches that one process alone would. Splitting shard i of n once
-more, between d devices, gives the shards i + n j of n d.
-
-Keep what the parts of a run took until all of its pictures are there.
+Shard i of n draws the batches i, i + n, i + 2n, ... A picture depends in its last bits on the batch
+that it is drawn in, so whole batches are dealt out and every process draws the very batches that
+one process alone would. Splitting shard i of n once more, between d devices, gives the shards
+i + n j of n d.
 
 A shard, or the process of one device, leaves `.timing-<i>-of-<n>.json` in the run's folder; whoever
 finds all pictures merges these files into the run's record.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dit8.models.types import Prompt
-from dit8.quant.errors import UserError
 import functools
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
 from dit8.models.generate import Timing
+from dit8.models.types import Prompt
+from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
 
 

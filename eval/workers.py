@@ -1,18 +1,17 @@
-"""Draw one run with several processes of this machine, one a GPU.
-
-Each process draws a shard of the run (eval/shards.py) into the same folder. A process that
-dies loses the batch it was at; the others finish theirs, and the same command draws what is
-missing. One that cannot draw sends its sentence through a pipe before it ends. Each holds a
-pipeline of its own in main memory while it loads.
-
-Draw the pictures of a cell: alone, with several devices, or one shard of them.
+"""Draw the pictures of a job: alone, with several devices, or one shard of them.
 
 Whoever draws a run holds a lock in the run's folder, so that the jobs of a sweep that all need the
 reference wait for the first instead of drawing it again. Shards hold that lock together, and each
 its own: who draws the whole waits for them, and they for it, but not for each other. Several parts
 leave their durations in the folder; whoever finds all pictures there merges them into the ledger.
+
+Several devices are several processes of this machine, one a GPU, each of which draws a shard
+(eval/shards.py) into the same folder. A process that dies loses the batch it was at; the others
+finish theirs, and the same command draws what is missing. One that cannot draw sends its sentence
+through a pipe before it ends. Each holds a pipeline of its own in main memory while it loads.
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -20,57 +19,38 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-import torch
-from tqdm import tqdm
-from dit8.kernels.backend import KernelError
-from dit8.models.threads import usable_cores
-from dit8.quant.errors import UserError
-from dit8.eval.shards import Shard
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+
+import torch
+from tqdm import tqdm
+
 from dit8.conf.paths import ROOT, from_root
+from dit8.eval.job import Job
 from dit8.eval.ledger import LATENCY, upsert, write_run
 from dit8.eval.provenance import describe
 from dit8.eval.run import write_run_record
+from dit8.eval.shards import WHOLE, Part, Shard, leave, merge
 from dit8.eval.stats import latency_percentiles
+from dit8.kernels.backend import KernelError
+from dit8.models.artifacts import checkpoint_sha256
 from dit8.models.engine.engine import open_engine
 from dit8.models.generate import generate
 from dit8.models.pipeline import build_variant, resolve_device
 from dit8.models.text_cache import Companions
+from dit8.models.threads import usable_cores
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.checkpoint.stored import checkpoint_files
+from dit8.quant.errors import UserError
 from dit8.quant.files import locked
-from dit8.eval.job import Cell
-from dit8.models.artifacts import checkpoint_sha256
-from dit8.eval.shards import Part, leave, merge
-from dit8.eval.shards import WHOLE, Shard
-
 
 LOOK_SECONDS = 0.2
 MISTAKE, BUG = "mistake", "bug"
 MOST_LETTERS = 4000  # a pipe holds 64 KiB, and nobody reads it before the process has ended
 STOP_SECONDS = 30  # a process that is told to stop cleans up in less
-
-
-def check_devices(devices: int, device: torch.device) -> None:
-    """Refuse a number of devices that this machine does not have.
-
-    Raises:
-        UserError: fewer than one, or more than the GPUs that torch sees.
-    """
-    if devices < 1:
-        raise UserError(f"hardware.devices must be at least 1, got {devices}; use 1")
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(
-            f"hardware.devices must be at most {found}, the GPUs that torch sees here, got "
-            f"{devices}; lower it or look at CUDA_VISIBLE_DEVICES"
-        )
 
 
 def draw_on_devices(
@@ -101,9 +81,10 @@ def draw_on_devices(
         for index, (shard, (_, end)) in enumerate(zip(shards, pipes, strict=True))
     ]
     try:
-        for process, (_, end) in zip(processes, pipes, strict=True):
-            process.start()
-            end.close()  # the process has its own, and its death shows as the end of the pipe
+        with _ctrl_c_waits():
+            for process, (_, end) in zip(processes, pipes, strict=True):
+                process.start()
+                end.close()  # the process has its own, and its death shows as the end of the pipe
         while any(process.is_alive() for process in processes):
             time.sleep(LOOK_SECONDS)
             progress()
@@ -131,6 +112,19 @@ def draw_on_devices(
         rest = why or "those of the others are kept, the same command draws the rest"
         sentence = f"worker {names} of {len(shards)} did not finish its pictures; {rest}"
         raise (RuntimeError if any(kind == BUG for kind, _ in told) else UserError)(sentence)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Let Ctrl-C wait, and keep it from whoever starts here: they are stopped by SIGTERM.
+
+    The server that forks would print a traceback if it came while its Python starts.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_with_parent() -> None:
@@ -189,68 +183,68 @@ def _how(code: int | None) -> str:
 _COMPANIONS = Companions()  # of this process
 
 
-def draw(cell: Cell, reference: str | None) -> None:
+def draw(job: Job, reference: str | None) -> None:
     """Generate the pictures that are missing and keep record and latency of the run."""
-    write_run_record(cell.folder, cell.key, cell.prompts, reference)
-    if _is_drawn(cell):
+    write_run_record(job.folder, job.key, job.prompts, reference)
+    if _is_drawn(job):
         return
-    with _alone(cell, WHOLE):
-        if _is_drawn(cell):  # by the process that was waited for
+    with _alone(job, WHOLE):
+        if _is_drawn(job):  # by the process that was waited for
             return
-        own = _draw_missing(cell, WHOLE) if cell.missing(WHOLE) else Part()
-        whole, parts = merge(own, cell.folder)
-        _keep(cell, whole)
+        own = _draw_missing(job, WHOLE) if job.missing(WHOLE) else Part()
+        whole, parts = merge(own, job.folder)
+        _keep(job, whole)
         for part in parts:
             part.unlink()
 
 
-def draw_shard(cell: Cell, reference: str | None) -> None:
-    """Generate what is missing of the cell's own shard; the run's record is left to `draw`."""
-    write_run_record(cell.folder, cell.key, cell.prompts, reference)
-    with _alone(cell, cell.shard):
-        if cell.missing(cell.shard):
-            drawn = _draw_missing(cell, cell.shard)
+def draw_shard(job: Job, reference: str | None) -> None:
+    """Generate what is missing of the job's own shard; the run's record is left to `draw`."""
+    write_run_record(job.folder, job.key, job.prompts, reference)
+    with _alone(job, job.shard):
+        if job.missing(job.shard):
+            drawn = _draw_missing(job, job.shard)
             if drawn != Part():  # several devices leave a part each
-                leave(drawn, cell.shard, cell.folder)
+                leave(drawn, job.shard, job.folder)
 
 
-def branch_bytes(cell: Cell) -> int | None:
+def branch_bytes(job: Job) -> int | None:
     """Count the bytes of both branches' weights as the variant keeps them on disk.
 
     None for weights that are rounded after loading, which no file holds.
     """
-    if cell.variant.format == "rounded":
+    if job.variant.format == "rounded":
         return None
-    files = checkpoint_files(cell.checkpoint or cell.model.folder, BRANCHES)
+    files = checkpoint_files(job.checkpoint or job.model.folder, BRANCHES)
     return sum(file.stat().st_size for file in files)
 
 
-def _is_drawn(cell: Cell) -> bool:
+def _is_drawn(job: Job) -> bool:
     # A run stopped after its last picture still lacks its record.
-    return not cell.missing(WHOLE) and cell.record.exists()
+    return not job.missing(WHOLE) and job.record.exists()
 
 
 @contextmanager
-def _alone(cell: Cell, shard: Shard) -> Iterator[None]:
+def _alone(job: Job, shard: Shard) -> Iterator[None]:
     """Hold the lock of a run or of one shard of it, waiting for who has it."""
 
     def waiting() -> None:
         print(
-            f"waiting for another process that draws {cell.key.variant} {cell.key.run_id}",
+            f"waiting for another process that draws {job.key.variant} {job.key.run_id}",
             file=sys.stderr,
         )
 
-    with locked(cell.folder / "drawing", waiting, shared=not shard.is_whole):
+    with locked(job.folder / "drawing", waiting, shared=not shard.is_whole):
         if shard.is_whole:
             yield
             return
-        with locked(cell.folder / f"drawing-{shard.index}-of-{shard.count}", waiting):
+        with locked(job.folder / f"drawing-{shard.index}-of-{shard.count}", waiting):
             yield
 
 
-def _keep(cell: Cell, drawn: Part) -> None:
+def _keep(job: Job, drawn: Part) -> None:
     """Write latency and record of a run whose pictures are all there."""
-    key, results, timing = cell.key, from_root(cell.config.results), drawn.timing
+    key, results, timing = job.key, from_root(job.config.results), drawn.timing
     stages = {"image": timing.image_ms, "step": timing.step_ms}
     latency = [
         asdict(key) | {"stage": stage} | latency_percentiles(durations)
@@ -260,16 +254,16 @@ def _keep(cell: Cell, drawn: Part) -> None:
     upsert(results / "latency.csv", LATENCY, latency, overwrite=True)
     record = {
         "run": asdict(key),
-        "identity": cell.identity,
-        "config": asdict(cell.config),
-        "checkpoint_sha256": checkpoint_sha256(cell.checkpoint),
-        "model_sha256": cell.model.sha256,
-        "prompts": [[p.id, p.seed] for p in cell.prompts],
+        "identity": job.identity,
+        "config": asdict(job.config),
+        "checkpoint_sha256": checkpoint_sha256(job.checkpoint),
+        "model_sha256": job.model.sha256,
+        "prompts": [[p.id, p.seed] for p in job.prompts],
         "seeds": "noise: sha256('<prompt id>/<seed>'), see models/types.py",
         "started": drawn.started or _now(),
         "seconds": round(drawn.seconds, 3),  # of all processes together
         "pictures_made": len(timing.image_ms),
-        "branch_bytes": branch_bytes(cell),
+        "branch_bytes": branch_bytes(job),
         **describe(ROOT),
     }
     if drawn.gpus:  # of those who drew, perhaps on other machines; several kinds: all of them
@@ -281,40 +275,40 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _draw_missing(cell: Cell, shard: Shard) -> Part:
+def _draw_missing(job: Job, shard: Shard) -> Part:
     """Draw a shard here, or split it between devices; returns what was not left in the folder."""
-    total = len(shard.of(cell.prompts, cell.batch))
-    label = f"{cell.key.variant} {cell.key.run_id}"
-    devices = cell.config.hardware.devices
+    total = len(shard.of(job.prompts, job.batch))
+    label = f"{job.key.variant} {job.key.run_id}"
+    devices = job.config.hardware.devices
     with tqdm(total=total, desc=label, unit="image") as bar:
         if devices == 1:
-            return _generate(cell, shard, bar.update)
+            return _generate(job, shard, bar.update)
         draw_on_devices(
-            functools.partial(_work, cell),
-            [part for part in shard.split(devices) if part.of(cell.prompts, cell.batch)],
-            resolve_device(cell.config.hardware.device),
-            lambda: bar.update(total - cell.missing(shard) - bar.n),
+            functools.partial(_draw_part, job),
+            [part for part in shard.split(devices) if part.of(job.prompts, job.batch)],
+            resolve_device(job.config.hardware.device),
+            lambda: bar.update(total - job.missing(shard) - bar.n),
         )
     return Part()
 
 
-def _work(cell: Cell, shard: Shard) -> None:
+def _draw_part(job: Job, shard: Shard) -> None:
     """Draw a shard in a process of its own."""
-    if cell.missing(shard):
-        leave(_generate(cell, shard, lambda _: leave_with_parent()), shard, cell.folder)
+    if job.missing(shard):
+        leave(_generate(job, shard, lambda _: leave_with_parent()), shard, job.folder)
 
 
-def _generate(cell: Cell, shard: Shard, progress: Callable[[int], object]) -> Part:
+def _generate(job: Job, shard: Shard, progress: Callable[[int], object]) -> Part:
     started, start = _now(), time.monotonic()
-    config, device = cell.config, resolve_device(cell.config.hardware.device)
+    config, device = job.config, resolve_device(job.config.hardware.device)
     staged = config.hardware.staged
-    files = cell.identity["model"]["files_sha256"]
+    files = job.identity["model"]["files_sha256"]
     shared = (files, config.model.companion_dtype, str(device))
     pipeline = build_variant(
-        cell.variant,
-        cell.model.folder,
-        cell.checkpoint,
-        model_key=cell.model.key,
+        job.variant,
+        job.model.folder,
+        job.checkpoint,
+        model_key=job.model.key,
         dtype=config.dtype,
         companion_dtype=config.model.companion_dtype,
         device=torch.device("cpu") if staged else device,
@@ -324,11 +318,11 @@ def _generate(cell: Cell, shard: Shard, progress: Callable[[int], object]) -> Pa
         _COMPANIONS.attach(shared, pipeline)
     _, timing = generate(
         pipeline,
-        shard.of(cell.drawn, cell.batch),
-        cell.sampler,
-        cell.folder,
-        batch=cell.batch,
-        metadata=asdict(cell.key),
+        shard.of(job.drawn, job.batch),
+        job.sampler,
+        job.folder,
+        batch=job.batch,
+        metadata=asdict(job.key),
         progress=progress,
         engine=open_engine(config.engine, pipeline, device, staged=staged),
         spared=_COMPANIONS.spared,

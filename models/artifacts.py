@@ -1,57 +1,51 @@
-"""The stages that several scripts share: open a model, calibrate it.
+"""Find or make what lies on disk between a model and its pictures: statistics, checkpoints.
 
 Files are content-addressed, so a stage whose result exists is skipped and a changed configuration
-never finds a stale one: <checkpoints>/<model>/calibration-<key>.safetensors. Checkpoints are made
-by models/artifacts.py.
+never finds a stale one:
 
-The stage that makes checkpoints: a model in one of the formats, int8 ones under a recipe.
+    <checkpoints>/<model>/calibration-<key>.safetensors
+    <checkpoints>/<model>/<recipe or format>-<key>/
 
-Checkpoints are content-addressed: <checkpoints>/<model>/<recipe or format>-<key>/ exists only
-complete, and a changed model, calibration, recipe or LoRA has another key.
+A checkpoint's folder exists only complete; a changed model, calibration, recipe or LoRA has another
+key.
 """
 
 import json
 import math
-import resource
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
 import torch
 from tqdm import tqdm
+
 from dit8.conf.paths import from_root, shorten
-from dit8.conf.schema import CalibrateConfig, ModelConfig, SamplerConfig
-from dit8.models.prompts import first_prompts, load_prompts
+from dit8.conf.schema import CalibrateConfig, ConvertConfig, ModelConfig
+from dit8.models.auto_recipe import resolve_auto
 from dit8.models.generate import check_length, denoise
 from dit8.models.model_folder import INDEX, components
 from dit8.models.offload import staged
 from dit8.models.pipeline import load_pipeline, resolve_device
 from dit8.models.planted import check_planted, plant_model
-from dit8.models.types import Prompt, Sampler
+from dit8.models.prompts import first_prompts, load_prompts, prompt_file
+from dit8.models.types import Prompt, Sampler, make_sampler
 from dit8.quant.architectures import architecture_of
 from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules, source_sha256
 from dit8.quant.calibrate import KIND, calibrate, load_stats
-from dit8.quant.errors import UserError
-from dit8.quant.files import content_key, locked, writing
-from dit8.quant.types import ActStats, Architecture
-from dit8.scripts.cli import prompt_file
-import time
-from collections.abc import Mapping
-from dit8.conf.schema import ConvertConfig
-from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.checkpoint.read import BranchSource, open_sources
 from dit8.quant.checkpoint.stored import checkpoint_files, read_header
 from dit8.quant.checkpoint.write import Origin, checkpoint_name, save_checkpoint
-from dit8.quant.files import content_key, file_sha256, files_sha256, locked
+from dit8.quant.errors import UserError
+from dit8.quant.files import content_key, file_sha256, files_sha256, locked, writing
 from dit8.quant.formats.table import Format
 from dit8.quant.lora import MergedSource, read_lora
 from dit8.quant.recipe import quantized_linears, resolve_recipe
 from dit8.quant.smoothquant import search_alphas
-from dit8.quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe
-from dit8.models.auto_recipe import resolve_auto
-from dit8.scripts.cli import make_recipe
-
+from dit8.quant.types import ActStats, Architecture, LayerReport, ResolvedRecipe, make_recipe
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline
@@ -112,27 +106,6 @@ def model_configs(model: Model) -> dict[str, dict]:
 def model_architecture(model: Model) -> Architecture:
     """Describe the branches; all have the same architecture."""
     return architecture_of(next(iter(model_configs(model).values())))
-
-
-def make_sampler(
-    preset: SamplerConfig,
-    model: ModelConfig,
-    steps: int | None = None,
-    guidance: float | None = None,
-    size: int | None = None,
-) -> Sampler:
-    """Join a preset, a model's own settings and what the command line overrides."""
-    return Sampler(
-        name=preset.name,
-        steps=preset.steps if steps is None else steps,
-        guidance=model.guidance if guidance is None else guidance,
-        final_guidance=model.final_guidance if guidance is None else guidance,
-        final_steps=preset.final_steps,
-        mu=preset.mu,
-        std=preset.std,
-        size_px=model.size if size is None else size,
-        max_sequence_length=model.max_sequence_length,
-    )
 
 
 def calibration_prompts(config: CalibrateConfig) -> list[Prompt]:
@@ -232,19 +205,6 @@ def sample_steps(samples: int, prompts: int, steps: int) -> tuple[int, ...]:
     """Spread the rows that a calibration keeps evenly over prompts and steps."""
     per_prompt = min(steps, math.ceil(samples / prompts))
     return tuple((2 * index + 1) * steps // (2 * per_prompt) for index in range(per_prompt))
-
-
-def peak_rss_bytes() -> int:
-    """Return the largest resident memory of this process so far.
-
-    From /proc where there is one: to `getrusage` it is that of the process that started this one,
-    too, from before the program was exchanged.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(line.split()[1])
 
 
 @dataclass(frozen=True)
@@ -352,7 +312,11 @@ def decide(
     """Resolve the recipe: by rule, by searching the smoothing strengths, or by measured damage."""
     recipe = make_recipe(config.recipe)
     if recipe.method == "auto":
-        return resolve_auto(config, recipe, model, described, stats, sources)
+        prompts = calibration_prompts(config)
+        sampler = make_sampler(config.calibration.sampler, config.model)
+        return resolve_auto(
+            config, recipe, model.folder, described, stats, sources, prompts, sampler
+        )
     resolved = resolve_recipe(recipe, described, stats, sources, model_key=model.key)
     if recipe.alpha_grid:
         resolved = search_alphas(resolved, described, stats, sources)

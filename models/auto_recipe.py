@@ -6,18 +6,22 @@ trajectory, and kept in <checkpoints>/<model>/damage-<key>.json: another budget 
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from tqdm import tqdm
+
 from dit8.conf.paths import from_root
 from dit8.conf.schema import ConvertConfig
 from dit8.kernels.backend import KernelError
 from dit8.kernels.hadamard import largest_group, rotate
 from dit8.models.generate import denoise
 from dit8.models.pipeline import load_pipeline, resolve_device
-from dit8.models.types import Sampler
+from dit8.models.types import Prompt, Sampler
 from dit8.quant.architectures.ideogram4 import BRANCHES, branch_modules
 from dit8.quant.auto import (
     AutoChoice,
@@ -36,8 +40,9 @@ from dit8.quant.linear import Int8Linear
 from dit8.quant.recipe import KEEP, resolve_recipe
 from dit8.quant.smoothquant import column_absmax, smoothing_scale, snap_power_of_two
 from dit8.quant.types import ActStats, Architecture, Group, Recipe, ResolvedRecipe, Scheme
-from dit8.models.artifacts import Model, calibration_key, calibration_prompts, make_sampler
 
+if TYPE_CHECKING:
+    from diffusers import Ideogram4Pipeline
 
 BINS = 4  # denoising steps at which damage is measured, spread over the schedule
 PROMPTS = 2  # of the calibration set
@@ -49,21 +54,28 @@ Damages = dict[str, dict[str, torch.Tensor]]  # "branch/group" -> scheme -> (BIN
 def resolve_auto(
     config: ConvertConfig,
     recipe: Recipe,
-    model: Model,
+    folder: Path,
     architecture: Architecture,
     stats: ActStats,
     sources: Mapping[str, BranchSource],
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
 ) -> ResolvedRecipe:
     """Choose a scheme for every group at the modelled latency that the recipe allows.
 
     The choice is among int8 with folded smoothing, int8 with a Hadamard rotation, and the source's
     own weight. Prints the curve of what other latencies would give.
 
+    Args:
+        folder: of the unquantized model.
+        prompts, sampler: those of the calibration that made `stats`; damage is measured on the
+            first PROMPTS.
+
     Raises:
         UserError: a latency below the cheapest choice, or a model whose weights are quantized.
     """
     papers = replace(recipe, name="smoothquant", method="rule", protect="half")
-    base = resolve_recipe(papers, architecture, stats, sources, model_key=model.key)
+    base = resolve_recipe(papers, architecture, stats, sources, model_key=stats.model_key)
     groups = {
         f"{branch}/{group.name}": (branch, group)
         for branch in sources
@@ -85,9 +97,23 @@ def resolve_auto(
         for key, options in schemes.items()
     }
     allowed = recipe.latency * sum(cost(key, base.schemes[key]) for key in groups)
-    sampler = make_sampler(config.calibration.sampler, config.model)
     steps = [(2 * index + 1) * sampler.steps // (2 * BINS) for index in range(BINS)]
-    damages = _damages(config, model, architecture, stats, schemes, steps)
+    described = {k: sorted(map(str, options.values())) for k, options in schemes.items()}
+    key = content_key([stats.model_key, stats.prompts_key, described, steps, PROMPTS])
+    path = from_root(config.checkpoints) / config.model.name / f"damage-{key}.json"
+    if path.is_file():
+        damages = _read(path)
+    else:
+        pipeline = load_pipeline(
+            folder,
+            config.calibration.dtype,
+            config.model.companion_dtype,
+            resolve_device(config.hardware.device),
+        )
+        damages = _measure(
+            pipeline, architecture, stats, schemes, prompts[:PROMPTS], sampler, steps
+        )
+        _write(path, damages)
     weights = _weights(sampler, steps)
     chosen = choose(damages, weights, costs, allowed)
     _print_curve(chosen, allowed, table[0].source)
@@ -119,47 +145,29 @@ def _weights(sampler: Sampler, steps: list[int]) -> dict[str, torch.Tensor]:
     return dict(zip(BRANCHES, (conditional, unconditional), strict=True))
 
 
-def _damages(
-    config: ConvertConfig,
-    model: Model,
-    architecture: Architecture,
-    stats: ActStats,
-    schemes: Mapping[str, Mapping[str, Scheme]],
-    steps: list[int],
-) -> Damages:
-    """Measure, or read what an earlier run measured."""
-    described = {k: sorted(map(str, options.values())) for k, options in schemes.items()}
-    key = content_key([model.key, calibration_key(config), described, steps, PROMPTS])
-    path = from_root(config.checkpoints) / config.model.name / f"damage-{key}.json"
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            group: {name: torch.tensor(d, dtype=torch.float64) for name, d in row.items()}
-            for group, row in stored.items()
-        }
-    damages = _measure(config, model, architecture, stats, schemes, steps)
+def _read(path: Path) -> Damages:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        group: {name: torch.tensor(d, dtype=torch.float64) for name, d in row.items()}
+        for group, row in stored.items()
+    }
+
+
+def _write(path: Path, damages: Damages) -> None:
     text = json.dumps({g: {n: d.tolist() for n, d in row.items()} for g, row in damages.items()})
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return damages
 
 
 def _measure(
-    config: ConvertConfig,
-    model: Model,
+    pipeline: "Ideogram4Pipeline",
     architecture: Architecture,
     stats: ActStats,
     schemes: Mapping[str, Mapping[str, Scheme]],
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
     steps: list[int],
 ) -> Damages:
-    pipeline = load_pipeline(
-        model.folder,
-        config.calibration.dtype,
-        config.model.companion_dtype,
-        resolve_device(config.hardware.device),
-    )
     modules = branch_modules(pipeline)
-    sampler = make_sampler(config.calibration.sampler, config.model)
-    prompts = calibration_prompts(config)[:PROMPTS]
     calls = record_inputs(
         modules, lambda p: denoise(pipeline, [p], sampler, decode=False), prompts, steps
     )

@@ -1,19 +1,29 @@
-"""Read prompt sets (jsonl) and single captions; check them lightly, keep them minified.
-"""
+"""Read prompt sets (jsonl) and single captions; check them lightly, keep them minified."""
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from dit8.conf.paths import from_root
 from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
-
 
 ROW_KEYS = {"id", "caption", "texts", "seed"}
 OPTIONAL_KEYS = ("idea", "category")
 ID = re.compile(r"\w[\w.-]*")  # becomes a file name: no separators, not hidden
 ELEMENT_TYPES = ("obj", "text")
+
+
+def prompt_file(name: str) -> Path:
+    """Find a prompt set by the name of its file in prompts/, or by its path."""
+    known = from_root("prompts") / f"{name}.jsonl"
+    path = known if known.exists() else Path(name)
+    if not path.exists():
+        sets = ", ".join(sorted(p.stem for p in from_root("prompts").glob("*.jsonl")))
+        raise UserError(f"prompts must be one of {sets}, or a path to a jsonl file, got {name!r}")
+    return path
 
 
 def load_prompts(path: Path | str) -> list[Prompt]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dit8.conf.schema import ModelConfig, SamplerConfig
 from dit8.quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,3 +110,24 @@ def stack_noise(prompts: Sequence[Prompt], tokens: int, channels: int) -> "torch
     import torch
 
     return torch.stack([noise_for(p.id, p.seed, tokens, channels) for p in prompts])
+
+
+def make_sampler(
+    preset: SamplerConfig,
+    model: ModelConfig,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | None = None,
+) -> Sampler:
+    """Join a preset, a model's own settings and what the command line overrides."""
+    return Sampler(
+        name=preset.name,
+        steps=preset.steps if steps is None else steps,
+        guidance=model.guidance if guidance is None else guidance,
+        final_guidance=model.final_guidance if guidance is None else guidance,
+        final_steps=preset.final_steps,
+        mu=preset.mu,
+        std=preset.std,
+        size_px=model.size if size is None else size,
+        max_sequence_length=model.max_sequence_length,
+    )

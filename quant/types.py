@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
+from dit8.conf.schema import RecipeConfig
 from dit8.quant.errors import UserError
 
 if TYPE_CHECKING:  # a recipe is checked before torch is imported
@@ -340,3 +341,11 @@ def recipe_from_json(text: str) -> ResolvedRecipe:
 def _tuples(value: Mapping) -> dict:
     """JSON has lists where the dataclasses have tuples."""
     return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+
+
+def make_recipe(config: RecipeConfig) -> Recipe:
+    """Turn the configuration group into the core's recipe, which checks it."""
+    values = asdict(config)
+    for name in ("alpha_grid", "keep"):
+        values[name] = tuple(values[name])
+    return Recipe(**values)

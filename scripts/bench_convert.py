@@ -22,7 +22,7 @@ from pathlib import Path
 
 try:
     from dit8.conf.paths import ROOT, from_root, shorten
-    from dit8.scripts.cli import compose, make_recipe, one_sentence
+    from dit8.scripts.cli import compose, one_sentence
 except ModuleNotFoundError as missing:
     print(f"bench_convert: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
+from dit8.models.memory import peak_rss_bytes
 from dit8.quant.architectures import architecture_of
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.calibrate import load_stats
@@ -59,7 +60,7 @@ from dit8.quant.checkpoint.read import open_sources
 from dit8.quant.checkpoint.write import Origin, save_checkpoint
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.recipe import resolve_recipe
-from dit8.models.artifacts import peak_rss_bytes
+from dit8.quant.types import make_recipe
 
 TABLE = "convert/convert.csv"
 FULL_BLOCKS, FULL_WEIGHTS = 34, 18_558_576_896  # both branches of the real model

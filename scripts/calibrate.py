@@ -23,7 +23,8 @@ from dit8.conf.schema import CalibrateConfig
 if __name__ == "__main__":
     parse_first("calibrate", __doc__)  # help and mistakes end here: what follows takes seconds
 
-from dit8.models.artifacts import calibrate_model, open_model, peak_rss_bytes
+from dit8.models.artifacts import calibrate_model, open_model
+from dit8.models.memory import peak_rss_bytes
 
 
 @hydra_main("calibrate")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 try:
     from dit8.conf.paths import from_root, shorten
-    from dit8.scripts.cli import one_sentence, prompt_file
+    from dit8.scripts.cli import one_sentence
 except ModuleNotFoundError as missing:
     print(f"check_clip_mini: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dit8.models.prompts import first_prompts, load_prompts
+from dit8.models.prompts import first_prompts, load_prompts, prompt_file
 from dit8.models.types import Prompt, Sample
 from dit8.quant.files import write_atomically
 

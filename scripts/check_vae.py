@@ -14,7 +14,7 @@ import sys
 
 try:
     from dit8.conf.paths import ROOT, from_root
-    from dit8.scripts.cli import compose, one_sentence, prompt_file
+    from dit8.scripts.cli import compose, one_sentence
 except ModuleNotFoundError as missing:
     print(f"check_vae: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -24,9 +24,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from dit8.eval.matching import exact_fraction
-from dit8.models.prompts import first_prompts, load_prompts
 from dit8.eval.reading import read
 from dit8.eval.stats import wilson_interval
+from dit8.models.prompts import first_prompts, load_prompts, prompt_file
 from dit8.quant.files import write_atomically
 
 SETS = ("mini_easy", "mini_medium", "mini_hard")

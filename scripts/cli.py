@@ -9,8 +9,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TextIO
 
 import hydra
@@ -21,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dit8.models  # noqa: F401 (quiets bitsandbytes before a script imports diffusers)
-from dit8.conf.paths import ROOT, from_root
-from dit8.conf.schema import CHOICES, SCHEMAS, RecipeConfig, VariantConfig
+from dit8.conf.paths import CONF, ROOT
+from dit8.conf.schema import CHOICES, SCHEMAS
 from dit8.kernels.backend import KernelError
+from dit8.models.prompts import prompt_file
 from dit8.quant.errors import UserError
 from dit8.quant.files import writing
-from dit8.quant.types import Recipe
+from dit8.quant.types import make_recipe
 from dit8.scripts.sweep import (
     CellRecord,
     Narrator,
@@ -36,7 +35,6 @@ from dit8.scripts.sweep import (
     summary_document,
 )
 
-CONF = str(ROOT / "conf")
 UNREAD = 141  # as a shell reports what ended by SIGPIPE
 USE_DEVICES = ("evaluate",)  # scripts that use hardware.devices
 # what hydra/job_logging=disabled, which the configurations choose, tells the libraries
@@ -107,11 +105,11 @@ def parse_first(name: str, doc: str) -> None:
 def _help(name: str, doc: str) -> str:
     """Return the docstring, the options of every group, and every key with its default."""
     lines = [doc.strip(), "", "Groups, chosen as group=option:"]
-    for group in sorted(path for path in Path(CONF).iterdir() if path.is_dir()):
+    for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
         if options := sorted(path.stem for path in group.glob("*.yaml")):
             lines.append(f"  {group.name}: {', '.join(options)}")
     register()
-    with hydra.initialize_config_dir(CONF, version_base=None):
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
         keys = OmegaConf.to_yaml(hydra.compose(name))
     lines += ["", "Keys, changed as key=value (conf/schema.py says what each is):", keys]
     return "\n".join(lines)
@@ -130,7 +128,7 @@ def run_once(name: str, main: Callable[[Any], dict | bool | None]) -> bool:
 
     words = sys.argv[1:]
     if any(word.lstrip("+~").startswith(("-", "hydra")) for word in words):
-        hydra.main(version_base=None, config_path=CONF, config_name=name)(typed)()
+        hydra.main(version_base=None, config_path=str(CONF), config_name=name)(typed)()
     else:
         config = _composed(name, tuple(words))
         logging.config.dictConfig(QUIET)
@@ -161,7 +159,7 @@ def run_all(
         with writing(sweep.folder):
             sweep.folder.mkdir(parents=True)
         with narrator or Narrator(sweep), jobs_that_all_end():
-            hydra.main(version_base=None, config_path=CONF, config_name=sweep.script)(typed)()
+            hydra.main(version_base=None, config_path=str(CONF), config_name=sweep.script)(typed)()
     except KeyboardInterrupt as stop:
         if not sweep.is_here:
             raise KeyboardInterrupt("jobs that were handed over go on") from stop
@@ -199,7 +197,7 @@ def compose(name: str, overrides: list[str]) -> Any:
 @functools.lru_cache(maxsize=1)  # `parse_first` composes, and then `run_once` the same
 def _composed(name: str, words: tuple[str, ...]) -> DictConfig:
     register()
-    with hydra.initialize_config_dir(CONF, version_base=None):
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
         return hydra.compose(name, list(words))
 
 
@@ -234,42 +232,6 @@ def check(found: Any, script: str) -> None:
             f"hardware.devices must be 1 for {script}, got {devices}; only scripts/evaluate.py "
             "draws with several"
         )
-
-
-def make_recipe(config: RecipeConfig) -> Recipe:
-    """Turn the configuration group into the core's recipe, which checks it."""
-    values = asdict(config)
-    for name in ("alpha_grid", "keep"):
-        values[name] = tuple(values[name])
-    return Recipe(**values)
-
-
-def prompt_file(name: str) -> Path:
-    """Find a prompt set by the name of its file in prompts/, or by its path."""
-    known = from_root("prompts") / f"{name}.jsonl"
-    path = known if known.exists() else Path(name)
-    if not path.exists():
-        sets = ", ".join(sorted(p.stem for p in from_root("prompts").glob("*.jsonl")))
-        raise UserError(f"prompts must be one of {sets}, or a path to a jsonl file, got {name!r}")
-    return path
-
-
-def variant_config(name: str) -> VariantConfig:
-    """Read one file of conf/variant, also while Hydra is running."""
-    path = Path(CONF) / "variant" / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(f"variant must be one of {known}, got {name!r}; correct the name")
-    return VariantConfig(**OmegaConf.load(path))
-
-
-def recipe_config(name: str) -> RecipeConfig | None:
-    """Read one file of conf/recipe, also while Hydra is running; None: there is none."""
-    path = Path(CONF) / "recipe" / f"{name}.yaml"
-    if not path.exists():
-        return None
-    merged = OmegaConf.merge(OmegaConf.structured(RecipeConfig), OmegaConf.load(path))
-    return OmegaConf.to_object(merged)
 
 
 class one_sentence:  # noqa: N801 (used like a function)
@@ -341,10 +303,3 @@ def mistake(error: Exception) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return f"{text.splitlines()[0]}; conf/schema.py lists every key with its type"
     return " ".join(text.split())
-
-
-def say_what_is_lacking(document: Mapping[str, Any]) -> None:
-    """Tell on stderr which scorers were not measured or failed, a line each."""
-    for key in ("not_measured", "failed"):
-        for name, reason in document[key].items():
-            print(f"{name} {key.replace('_', ' ')}: {reason}", file=sys.stderr)

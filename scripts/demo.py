@@ -44,14 +44,13 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
+from dit8.eval.evaluate import evaluate
 from dit8.eval.grid import write_grid
 from dit8.eval.run import read_run
 from dit8.eval.score import rows_of
 from dit8.eval.table import render_markdown, summarize
+from dit8.models.artifacts import open_model, quantize_model
 from dit8.quant.formats.table import FORMATS
-from dit8.models.artifacts import quantize_model
-from dit8.eval.evaluate import evaluate
-from dit8.models.artifacts import open_model
 
 VARIANTS = ("bf16", "int8", "fused_int8")
 COLUMNS = 6

@@ -41,9 +41,9 @@ from dit8.scripts.sweep import CellRecord, is_sweep
 if __name__ == "__main__":
     parse_first("evaluate", __doc__)  # help and mistakes end here: what follows takes seconds
 
+from dit8.eval.evaluate import evaluate
 from dit8.eval.report.load import compared_with
 from dit8.eval.sweep_table import render_sweep
-from dit8.eval.evaluate import evaluate
 from dit8.scripts.report import report
 
 

@@ -44,13 +44,14 @@ if __name__ == "__main__":
 import torch
 
 from dit8.eval.fragility_map import draw_map
+from dit8.models.artifacts import calibration_prompts, model_architecture, open_model
 from dit8.models.generate import check_length, denoise
 from dit8.models.pipeline import load_pipeline, resolve_device, torch_dtype
 from dit8.models.random_ideogram4 import RandomPrompt, build_random, run_random
+from dit8.models.types import make_sampler
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture, branch_modules
 from dit8.quant.auto import role_of
 from dit8.scripts.profiling import Running, Subject, profile
-from dit8.models.artifacts import calibration_prompts, make_sampler, model_architecture, open_model
 
 METHOD = 1  # raise it when a number changes its meaning: states of before are then left alone
 

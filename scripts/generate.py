@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dit8.conf.schema import GenerateConfig
-    from dit8.quant.formats.table import Format
     from dit8.models.artifacts import Model
+    from dit8.quant.formats.table import Format
 
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=\S*")
 
@@ -101,8 +101,8 @@ def find_or_build(config: "GenerateConfig", model: "Model", target: "Format") ->
     Raises:
         UserError: as `models.artifacts.find_checkpoint`.
     """
-    from dit8.scripts.cli import make_recipe
     from dit8.models.artifacts import checkpoint_path, find_checkpoint
+    from dit8.quant.types import make_recipe
 
     if (
         config.model.build_missing
@@ -128,14 +128,14 @@ def generate(caption: str, config: "GenerateConfig") -> dict:
     from tqdm import tqdm
 
     from dit8.conf.paths import shorten
-    from dit8.models.prompts import caption_texts, parse_caption
+    from dit8.models.artifacts import open_model
     from dit8.models.engine.engine import check_engine, open_engine
     from dit8.models.generate import check_length, denoise
     from dit8.models.pipeline import Variant, build_variant, load_tokenizer, resolve_device
-    from dit8.models.types import Prompt
+    from dit8.models.prompts import caption_texts, parse_caption
+    from dit8.models.types import Prompt, make_sampler
     from dit8.quant.files import write_atomically, writing
     from dit8.quant.formats.table import get_format
-    from dit8.models.artifacts import make_sampler, open_model
 
     beside = caption_path(config.out)
     staged = config.hardware.staged

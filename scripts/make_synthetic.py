@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # help and mistakes end here: what follows takes seconds
 
+from dit8.models.memory import peak_rss_bytes
 from dit8.models.synthetic import (
     Options,
     bytes_needed,
@@ -58,7 +59,6 @@ from dit8.models.synthetic import (
 )
 from dit8.models.synthetic_values import synthetic_stats
 from dit8.quant.calibrate import save_stats
-from dit8.models.artifacts import peak_rss_bytes
 
 
 def parse_config(text: str, layers: int | None) -> dict[str, Any]:

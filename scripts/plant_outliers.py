@@ -24,8 +24,8 @@ from dit8.quant.errors import UserError
 if __name__ == "__main__":
     parse_first("plant_outliers", __doc__)  # help and mistakes end here: what follows takes seconds
 
-from dit8.models.planted import RECORD
 from dit8.models.artifacts import open_model
+from dit8.models.planted import RECORD
 
 
 @hydra_main("plant_outliers")

@@ -34,10 +34,10 @@ from dit8.quant.release import find_licence, write_release
 if __name__ == "__main__":
     parse_first("quantize", __doc__)  # help and mistakes end here: what follows takes seconds
 
+from dit8.models.artifacts import Model, Quantized, open_model, quantize_model
+from dit8.models.memory import peak_rss_bytes
 from dit8.quant.formats.table import Format, get_format
 from dit8.quant.types import LayerReport
-from dit8.models.artifacts import Quantized, quantize_model
-from dit8.models.artifacts import Model, open_model, peak_rss_bytes
 
 
 def layer_table(reports: tuple[LayerReport, ...]) -> Table:

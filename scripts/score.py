@@ -20,7 +20,7 @@ from pathlib import Path
 
 try:
     from dit8.conf.paths import from_root
-    from dit8.scripts.cli import compose, one_sentence, say_what_is_lacking
+    from dit8.scripts.cli import compose, one_sentence
 except ModuleNotFoundError as missing:
     print(f"score: package {missing.name} is missing; run make venv", file=sys.stderr)
     sys.exit(2)
@@ -54,6 +54,7 @@ from dit8.eval.score import (
     outcome_document,
     parse_options,
     rows_of,
+    say_what_is_lacking,
     score_run,
 )
 from dit8.eval.scorers import get_scorer

@@ -7,7 +7,6 @@ from pathlib import Path
 from dit8.conf.paths import ROOT
 from dit8.eval.categories import split_by_category
 from dit8.eval.exact_match import delta_interval
-from dit8.models.prompts import load_prompts
 from dit8.eval.reproduce.paper import Reported, load_reported, reported_cell, sources_note
 from dit8.eval.reproduce.runs import (
     CPU,
@@ -37,6 +36,7 @@ from dit8.eval.reproduce.table import (
 )
 from dit8.eval.scorers import get_scorer
 from dit8.eval.stats import MIN_PROMPTS, mean_interval
+from dit8.models.prompts import load_prompts
 from dit8.models.types import SampleKey
 
 SLUG = "text"

@@ -8,8 +8,8 @@ import pytest
 
 from dit8.eval.caption_check import Deviation, deviations
 from dit8.eval.captions import canonical, parse
-from dit8.models.prompts import load_prompts
 from dit8.models.posters import TIERS, caption_json, make_poster
+from dit8.models.prompts import load_prompts
 from dit8.quant.errors import UserError
 
 STYLE, CONTENT = "style_description", "compositional_deconstruction"

@@ -6,16 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from dit8.eval.job import checkpoint_sha256, prepare
 from dit8.eval.prompt_style import styled
-from dit8.models.prompts import load_prompts
 from dit8.eval.provenance import run_id
+from dit8.models.artifacts import open_model, quantize_model
+from dit8.models.prompts import load_prompts
 from dit8.models.types import noise_for
 from dit8.quant.files import content_key
 from dit8.quant.formats.table import get_format
-from dit8.eval.job import checkpoint_sha256, prepare
 from dit8.scripts.cli import compose
-from dit8.models.artifacts import quantize_model
-from dit8.models.artifacts import open_model
 
 
 class House:

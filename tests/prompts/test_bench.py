@@ -12,8 +12,8 @@ import pytest
 from dit8.eval.caption_check import deviations
 from dit8.eval.captions import expected_text, parse
 from dit8.eval.matching import normalize
-from dit8.models.prompts import load_prompts
 from dit8.eval.quotes import quoted
+from dit8.models.prompts import load_prompts
 
 FOLDER = Path(__file__).resolve().parents[2] / "prompts"
 SIZES = {"bench300": 300, "calibration64": 64}

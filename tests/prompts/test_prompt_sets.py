@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from dit8.eval.matching import exact_fraction
-from dit8.models.prompts import caption_texts, load_prompts
 from dit8.eval.reading import read
 from dit8.models.poster_drawing import draw_poster
 from dit8.models.poster_type import FACES
 from dit8.models.poster_words import is_held_out
 from dit8.models.posters import caption_json, make_poster
+from dit8.models.prompts import caption_texts, load_prompts
 from dit8.models.training.reading import PROBE_SEED
 from dit8.scripts import make_prompts
 from dit8.scripts.make_prompts import HARD_FACES, SETS, prompt_sets

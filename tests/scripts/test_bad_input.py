@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dit8.models import artifacts
 from dit8.quant.formats.table import FORMATS
-from dit8.models import artifacts
-from dit8.models import artifacts
 from dit8.scripts.cli import compose
 
 W8A8 = FORMATS["w8a8"]
@@ -156,10 +155,10 @@ def test_a_checkpoint_of_another_model(place, other_model, run_here, one_sentenc
 
     def path(model):
         config = compose("evaluate", options(model))
-        return conversion.checkpoint_path(config, stages.open_model(config.model), W8A8)
+        return artifacts.checkpoint_path(config, artifacts.open_model(config.model), W8A8)
 
     config = compose("quantize", [*place.common, f"model.path={other_model}"])
-    theirs = conversion.quantize_model(config, stages.open_model(config.model), W8A8).path.parent
+    theirs = artifacts.quantize_model(config, artifacts.open_model(config.model), W8A8).path.parent
     assert theirs == path(other_model)
     shutil.copytree(theirs, path(place.model))
     assert run_here("evaluate", *options(place.model), "variant=bf16").code == 0  # the reference
@@ -197,6 +196,6 @@ def test_a_bug_shows_its_traceback(place, run_here, monkeypatch):
     def fail(_: Path):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(stages, "source_sha256", fail)
+    monkeypatch.setattr(artifacts, "source_sha256", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run_here("quantize", *place.common)

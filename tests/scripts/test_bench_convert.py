@@ -19,7 +19,7 @@ import dit8.models  # before diffusers: mends torchvision beside a CPU torch
 from accelerate import init_empty_weights
 from diffusers import Ideogram4Transformer2DModel
 from dit8.quant.checkpoint.load import load_quantized
-from dit8.models.artifacts import peak_rss_bytes
+from dit8.models.memory import peak_rss_bytes
 
 class Ideogram4Pipeline(SimpleNamespace):
     pass

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from dit8.conf.paths import ROOT
-from dit8.eval.job import prepare, recipe_label
-from dit8.scripts.cli import compose, recipe_config
+from dit8.eval.job import prepare, recipe_config, recipe_label
+from dit8.scripts.cli import compose
 
 RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
 

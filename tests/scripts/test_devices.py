@@ -16,14 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+from dit8.eval import workers
+from dit8.eval.evaluate import evaluate, prepare
+from dit8.eval.job import check_devices
 from dit8.eval.run import read_run
+from dit8.eval.shards import WHOLE
+from dit8.eval.workers import draw_on_devices
 from dit8.quant.errors import UserError
 from dit8.quant.files import locked
-from dit8.eval import workers
 from dit8.scripts.cli import compose
-from dit8.eval.workers import check_devices, draw_on_devices
-from dit8.eval.evaluate import evaluate, prepare
-from dit8.eval.shards import WHOLE
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -94,10 +95,10 @@ def test_jobs_that_need_one_reference_draw_it_once(drawn, options, tmp_path, mon
         genuine(*words, **more)
         waiting.set()
 
-    monkeypatch.setattr(drawing, "print", announce, raising=False)
-    monkeypatch.setattr(drawing, "_draw_missing", lambda *given: calls.append(given))
+    monkeypatch.setattr(workers, "print", announce, raising=False)
+    monkeypatch.setattr(workers, "_draw_missing", lambda *given: calls.append(given))
     with locked(cell.folder / "drawing"):
-        thread = threading.Thread(target=drawing.draw, args=(cell, None))
+        thread = threading.Thread(target=workers.draw, args=(cell, None))
         thread.start()
         assert waiting.wait(30) and thread.is_alive()
         for path in drawn.folder("bf16").glob("*.*"):
@@ -115,13 +116,13 @@ def test_jobs_that_need_one_reference_draw_it_once(drawn, options, tmp_path, mon
 def test_the_whole_waits_for_shards_and_shards_not_for_each_other(options, monkeypatch):
     cells = [prepare(compose("evaluate", [*options, f"shard={i}/2"])) for i in range(2)]
     waiting, have = threading.Event(), []
-    monkeypatch.setattr(drawing, "print", lambda *_, **__: waiting.set(), raising=False)
+    monkeypatch.setattr(workers, "print", lambda *_, **__: waiting.set(), raising=False)
 
     def hold(cell, shard):
-        with drawing._alone(cell, shard):
+        with workers._alone(cell, shard):
             have.append(str(shard))
 
-    with drawing._alone(cells[0], cells[0].shard):
+    with workers._alone(cells[0], cells[0].shard):
         second = threading.Thread(target=hold, args=(cells[1], cells[1].shard), daemon=True)
         second.start()
         second.join(10)
@@ -137,11 +138,11 @@ def test_no_process_is_started_for_nothing(options, monkeypatch):
     """Four pictures in batches of three are two batches: two of five devices draw."""
     started = []
     monkeypatch.setattr(
-        drawing, "draw_on_devices", lambda work, shards, *rest: started.append(shards)
+        workers, "draw_on_devices", lambda work, shards, *rest: started.append(shards)
     )
     words = ["variant=bf16", "batch=3", "hardware.devices=5"]
     cell = prepare(compose("evaluate", [*options, *words]))
-    drawing._draw_missing(cell, WHOLE)
+    workers._draw_missing(cell, WHOLE)
     assert [str(shard) for shard in started[0]] == ["0/5", "1/5"]
 
 
@@ -220,7 +221,7 @@ def test_a_worker_that_dies_is_named_and_the_rest_is_kept(drawn, options, start_
 
 
 def test_a_worker_that_cannot_draw_says_why():
-    work = functools.partial(check_devices, 0)  # refuses whatever device it is given
+    work = functools.partial(0)  # refuses whatever device it is given
     with pytest.raises(UserError) as refusal:
         draw_on_devices(work, WHOLE.split(2), torch.device("cpu"), lambda: None)
     assert str(refusal.value) == (

@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dit8.conf.paths import ROOT
+from dit8.eval.evaluate import evaluate, prepare
 from dit8.eval.ledger import LATENCY, SCORES, read_table
 from dit8.eval.run import read_run
 from dit8.models.generate import METADATA_KEY
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.errors import UserError
 from dit8.scripts.cli import compose
-from dit8.eval.evaluate import evaluate, prepare
 
 VARIANTS = ("int8", "bf16", "fused_int8")  # in the order drawn
 ABSOLUTE = {"ocr_exact", "ocr_ned", "ocr_strict", "seconds"}

@@ -2,11 +2,11 @@
 
 import threading
 
+from dit8.eval import evaluate as evaluation
+from dit8.eval.evaluate import prepare
 from dit8.quant.files import locked
 from dit8.scripts import evaluate as script
-from dit8.eval import evaluate
 from dit8.scripts.cli import compose
-from dit8.eval.evaluate import prepare
 from dit8.scripts.sweep import DONE, CellRecord
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from dit8.conf.paths import ROOT
+from dit8.conf.paths import CONF, ROOT
 from dit8.eval.ledger import SCORES, read_table
-from dit8.scripts.cli import CONF, register
+from dit8.scripts.cli import register
 
 pytest.importorskip("submitit", reason="needs the extra slurm: hydra-submitit-launcher")
 
@@ -102,7 +102,7 @@ def test_the_commands_of_the_page_compose():
     commands = [words[2:] for words in commands if words[:2] == ["python", "scripts/evaluate.py"]]
     assert len(commands) == 9
     register()
-    with hydra.initialize_config_dir(CONF, version_base=None):
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
         for words in commands:
             first = [word.split(",")[0] for word in words if word != "-m"]  # of each list
             config = hydra.compose("evaluate", first, return_hydra_config=True)

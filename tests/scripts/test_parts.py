@@ -2,9 +2,8 @@
 
 import pytest
 
+from dit8.eval.shards import Part, Shard, leave, merge
 from dit8.models.generate import Timing
-from dit8.eval.shards import Part, leave, merge
-from dit8.eval.shards import Shard
 
 EARLY = Part(Timing((3.0,), (1.0, 1.0)), "2026-01-01T10:00:00+00:00", 5.0, ("NVIDIA H200",))
 LATE = Part(Timing((4.0,), (2.0,)), "2026-01-01T12:00:00+00:00", 7.0, ("NVIDIA A100",))

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from dit8.eval.ledger import SCORES, read_table
+from dit8.models.artifacts import open_model
 from dit8.models.planted import plant_model
 from dit8.quant.calibrate import load_stats
 from dit8.quant.files import locked
 from dit8.scripts.cli import compose
-from dit8.models.artifacts import open_model
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from dit8.models import artifacts
+from dit8.models.artifacts import checkpoint_path
 from dit8.quant.architectures.ideogram4 import BRANCHES
 from dit8.quant.calibrate import load_stats
 from dit8.quant.files import locked
 from dit8.quant.formats.table import FORMATS
-from dit8.models import artifacts
-from dit8.models import artifacts
 from dit8.scripts.cli import compose
-from dit8.models.artifacts import checkpoint_path
 
 KEYS = {
     "checkpoint", "format", "recipe", "linears", "protected", "bytes", "seconds", "peak_rss_bytes",
@@ -61,7 +60,7 @@ def test_quantize_writes_a_checkpoint_and_finds_it_again(
     assert first.stdout.count(" yes ") == HALF_OF_DOWN + REST
 
     before = state_of(bare_place.folder)
-    monkeypatch.setattr(stages, "load_pipeline", no_model)
+    monkeypatch.setattr(artifacts, "load_pipeline", no_model)
     again = run_here("quantize", *bare_place.common)
     assert again.code == 0, again.stderr
     timed = {"seconds", "peak_rss_bytes"}
@@ -74,7 +73,7 @@ def test_quantize_writes_a_checkpoint_and_finds_it_again(
 
 def test_another_recipe_needs_no_model_run(place, run_here, monkeypatch):
     assert run_here("calibrate", *place.common).code == 0
-    monkeypatch.setattr(stages, "load_pipeline", no_model)
+    monkeypatch.setattr(artifacts, "load_pipeline", no_model)
     changes = {
         "smoothquant": [],
         "other": ["recipe.alpha=0.7", "recipe.name=other"],
@@ -119,7 +118,7 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
     unbroken = [*options, f"checkpoints={tmp_path / 'unbroken'}"]
     expected = Path(run_here("calibrate", *unbroken).document["statistics"])
 
-    genuine, seen = stages.denoise, []
+    genuine, seen = artifacts.denoise, []
 
     def stops(pipeline, prompts, sampler, **options):
         seen.append(prompts[0].id)
@@ -127,7 +126,7 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
             raise KeyboardInterrupt
         return genuine(pipeline, prompts, sampler, **options)
 
-    monkeypatch.setattr(stages, "denoise", stops)
+    monkeypatch.setattr(artifacts, "denoise", stops)
     stopped = run_here("calibrate", *options)
     assert stopped.code == 130
     plan, last = stopped.lines
@@ -145,7 +144,7 @@ def test_calibration_stopped_in_the_middle_continues_to_the_same_bytes(
 
 def test_who_waits_for_a_checkpoint_says_so_and_makes_none(place, monkeypatch):
     config = compose("quantize", place.common)
-    model, target = stages.open_model(config.model), FORMATS["w8a8"]
+    model, target = artifacts.open_model(config.model), FORMATS["w8a8"]
     waiting, found = threading.Event(), []
 
     def say(text, **_):
@@ -154,11 +153,11 @@ def test_who_waits_for_a_checkpoint_says_so_and_makes_none(place, monkeypatch):
 
     folder = checkpoint_path(config, model, target)
     with locked(folder.parent / "building"):
-        made = conversion._convert(config, model, target, folder, 0.0)
+        made = artifacts._convert(config, model, target, folder, 0.0)
         hidden = folder.rename(folder.with_name("hidden"))
-        monkeypatch.setattr(conversion, "print", say, raising=False)
+        monkeypatch.setattr(artifacts, "print", say, raising=False)
         thread = threading.Thread(
-            target=lambda: found.append(conversion.quantize_model(config, model, target))
+            target=lambda: found.append(artifacts.quantize_model(config, model, target))
         )
         thread.start()
         assert waiting.wait(30) and found == []
@@ -184,7 +183,7 @@ def test_a_folder_that_lost_its_file_is_one_sentence(place, run_here, one_senten
 def test_a_changed_calibration_is_another_file(place, other_model, change):
     def path(options):
         config = compose("quantize", options)
-        return checkpoint_path(config, stages.open_model(config.model), FORMATS["w8a8"])
+        return checkpoint_path(config, artifacts.open_model(config.model), FORMATS["w8a8"])
 
     override = f"model.path={other_model}" if change == "other model" else change
     assert path([*place.common, override]) != path(place.common)

@@ -1,8 +1,8 @@
 import pytest
 
+from dit8.eval.shards import WHOLE, Shard, parse_shard
 from dit8.models.types import Prompt
 from dit8.quant.errors import UserError
-from dit8.eval.shards import WHOLE, Shard, parse_shard
 
 PROMPTS = [Prompt(f"p{i}", "{}", (), 0) for i in range(11)]
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from dit8.eval.evaluate import evaluate
 from dit8.eval.ledger import SCORES, read_table
 from dit8.scripts.cli import compose
-from dit8.eval.evaluate import evaluate
 
 PICTURES = 5  # a variant; at 12 steps each takes about a tenth of a second
 LONG = [f"n={PICTURES}", "steps=12", "variant=fused_int8"]

@@ -10,9 +10,9 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from dit8.conf.paths import ROOT
+from dit8.eval.evaluate import evaluate, prepare
 from dit8.quant.errors import UserError
 from dit8.scripts.cli import compose, mistake, register, run_all
-from dit8.eval.evaluate import evaluate, prepare
 from dit8.scripts.sweep import (
     DONE,
     FAILED,

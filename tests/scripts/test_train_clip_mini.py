@@ -12,11 +12,11 @@ import dataclasses  # noqa: E402
 
 from dit8.conf.paths import ROOT  # noqa: E402
 from dit8.eval.poster_ranking import Rank  # noqa: E402
-from dit8.models.prompts import load_prompts  # noqa: E402
 from dit8.eval.scorers import SCORERS  # noqa: E402
 from dit8.models.poster_drawing import draw_poster  # noqa: E402
 from dit8.models.poster_variants import PERTURBATIONS  # noqa: E402
 from dit8.models.posters import make_poster  # noqa: E402
+from dit8.models.prompts import load_prompts  # noqa: E402
 from dit8.models.training import clip  # noqa: E402
 from dit8.models.types import Sample  # noqa: E402
 from dit8.scripts.check_clip_mini import LEAST, posters_of, render  # noqa: E402

@@ -18,8 +18,8 @@ from dit8.eval.reproduce.estimate import (
     picture_bytes,
     picture_rate,
 )
-from dit8.quant.errors import UserError
 from dit8.models.artifacts import PLAN_TFLOPS
+from dit8.quant.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 GPUS = load_peaks(ROOT / "conf" / "gpus" / "peaks.csv")
