@@ -51,7 +51,6 @@ def is_offered(config, epilogue):
 QUICK = [
     ((3, 64, 256, 3), "plain", torch.bfloat16),
     ((2, 64, 256, 4), "swiglu", torch.bfloat16),
-    ((2, 64, 128, 6), "rest", torch.bfloat16),
     ((1, 64, 64, 8), "plain", torch.bfloat16),
 ]
 

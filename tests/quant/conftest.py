@@ -124,7 +124,7 @@ def save(folder, stats=None, *, format="w8a8", sources=None, model_key="tiny", *
     return folder / checkpoint_name(target)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """The helpers of this file, and the two-layer architecture."""
     return SimpleNamespace(

@@ -92,7 +92,10 @@ def test_w8a8_streams_in_little_memory_and_loads_once(synthetic, tmp_path):
 
 @pytest.mark.slow
 def test_q8_0_streams_in_little_memory(synthetic, tmp_path):
-    row = convert(synthetic, "q8_0", tmp_path / "q8_0")
+    """One branch: both go through the same code, one after the other."""
+    (tmp_path / "transformer").symlink_to(synthetic[0] / "transformer")
+    row = convert((tmp_path, synthetic[1]), "q8_0", tmp_path / "q8_0")
+    assert row["branches"] == 1
     assert row["peak_rss_bytes"] <= 1.5 * GIB
     # 34 bytes hold 32 weights of every linear; norms and the embedding stay in fp32
     assert row["size_bytes"] == pytest.approx(row["weights"] * 34 / 32, rel=1e-3)

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -38,14 +40,17 @@ CASES = {
 PACKAGES = {"nf4": "bitsandbytes", "q8_0": "gguf", "q4_k": "gguf"}
 
 
-@pytest.fixture
-def save(tiny, tiny_stats, tmp_path):
+@pytest.fixture(scope="module")
+def save(tiny, tiny_stats, tmp_path_factory):
+    """Write a case once; whoever asks again only reads."""
+
+    @functools.cache
     def save_case(case, dtype=torch.float32):
         format, fields, _ = CASES[case]
         if format in PACKAGES:
             pytest.importorskip(PACKAGES[format])
-        sources = tiny.make_sources(dtype)
-        return tiny.save(tmp_path / case, tiny_stats, format=format, sources=sources, **fields)
+        sources, folder = tiny.make_sources(dtype), tmp_path_factory.mktemp("saved")
+        return tiny.save(folder / case, tiny_stats, format=format, sources=sources, **fields)
 
     return save_case
 

@@ -1,3 +1,4 @@
+import functools
 import shutil
 
 import pytest
@@ -15,11 +16,27 @@ QKV = "layers.0.attention.qkv"
 NORM = "layers.1.attention_norm2.weight"
 
 
-@pytest.fixture
-def checkpoint(tiny, tiny_stats, tmp_path):
-    def make(format="w8a8", **fields):
+@pytest.fixture(scope="module")
+def saved(tiny, tiny_stats, tmp_path_factory):
+    """Write a checkpoint once."""
+
+    @functools.cache
+    def make(format, **fields):
         fields = {"smoothing_carrier": "explicit", "protect": 0} if format == "w8a8" else fields
-        return tiny.save(tmp_path / format, tiny_stats, format=format, **fields)
+        folder = tmp_path_factory.mktemp("saved") / format
+        return tiny.save(folder, tiny_stats, format=format, **fields)
+
+    return make
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path):
+    """A copy that may be damaged."""
+
+    def make(format="w8a8", **fields):
+        path = saved(format, **fields)
+        copy = shutil.copytree(path if path.is_dir() else path.parent, tmp_path / format)
+        return copy if path.is_dir() else copy / path.name
 
     return make
 
