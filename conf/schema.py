@@ -14,7 +14,7 @@ MISSING: Any = "???"  # OmegaConf's word for a value that must be given
 # What some keys may hold, as the packages have it: refused here, before torch is imported.
 CHOICES = {
     "format": ("w8a8", "comfy", "fp8", "nf4", "q8_0", "q4_k", "bf16"),  # quant.formats.table
-    "engine": ("stock", "dit8"),  # models.engine.engine
+    "engine": ("stock", "dit8"),  # models.engine.sampling
     "dtype": ("float32", "bfloat16", "float16"),  # models.pipeline
 }
 

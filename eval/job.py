@@ -16,7 +16,7 @@ from dit8.eval.score import Settings, configure_all
 from dit8.eval.shards import Shard, parse_shard
 from dit8.eval.stats import MIN_PROMPTS
 from dit8.models.artifacts import Model, checkpoint_sha256, find_checkpoint, open_model
-from dit8.models.engine.engine import check_engine
+from dit8.models.engine.sampling import check_engine
 from dit8.models.generate import sample_paths
 from dit8.models.pipeline import Variant, resolve_device, torch_dtype
 from dit8.models.prompts import first_prompts, load_prompts, prompt_file

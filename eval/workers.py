@@ -37,7 +37,7 @@ from dit8.eval.shards import WHOLE, Part, Shard, leave, merge
 from dit8.eval.stats import latency_percentiles
 from dit8.kernels.backend import KernelError
 from dit8.models.artifacts import checkpoint_sha256
-from dit8.models.engine.engine import open_engine
+from dit8.models.engine.sampling import open_engine
 from dit8.models.generate import generate
 from dit8.models.pipeline import build_variant, resolve_device
 from dit8.models.text_cache import Companions

@@ -25,7 +25,7 @@ from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
 
 if TYPE_CHECKING:
-    from dit8.models.engine.engine import Engine
+    from dit8.models.engine.sampling import Engine
 
 METADATA_KEY = "dit8"
 

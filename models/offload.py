@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit8.models.engine.branch import EngineBranch
+from dit8.models.engine.forward import EngineBranch
 from dit8.models.memory import enough_memory
 from dit8.quant.architectures.ideogram4 import branch_modules
 

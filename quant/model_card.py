@@ -254,7 +254,7 @@ from pathlib import Path
 import torch
 
 from dit8.models.pipeline import load_pipeline
-from dit8.quant.load import load_quantized
+from dit8.quant.checkpoint.load import load_quantized
 
 caption = Path("caption.json").read_text()  # a JSON caption, such as those of prompts/
 folder, device = Path("{base.folder}"), torch.device("{base.device}")

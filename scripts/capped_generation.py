@@ -4,7 +4,7 @@ Text encoder, both branches and VAE have the real sizes and random weights: Qwen
 output layer (8.15 G parameters, 16.3 GB in bf16), the two branches in int8 with 17 + 17 protected
 down-projections, AutoencoderKLFlux2 as the pipeline ships it. Only the words are missing: random
 token ids instead of a tokenizer. They go through the code that draws pictures on such a card,
-`models.engine.engine.Engine(staged=True)`: the encoder leaves before the branches come, both
+`models.engine.sampling.Engine(staged=True)`: the encoder leaves before the branches come, both
 branches stay through all steps and leave before the VAE decodes.
 
 The cap binds PyTorch's allocator, so what the driver takes beside it is subtracted first: all used
@@ -23,7 +23,7 @@ from diffusers import AutoencoderKLFlux2, Ideogram4Pipeline
 from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from dit8.models.engine.engine import Engine
+from dit8.models.engine.sampling import Engine
 from dit8.models.mini import TOY, build_pipeline
 from dit8.models.random_ideogram4 import build_random
 from dit8.models.types import Prompt

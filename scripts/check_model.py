@@ -24,7 +24,7 @@ import torch
 from diffusers import Ideogram4Pipeline
 from torch import nn
 
-from dit8.models.engine.branch import EngineBranch
+from dit8.models.engine.forward import EngineBranch
 from dit8.models.random_ideogram4 import build_random
 from dit8.models.types import PATCH_PX
 from dit8.quant.errors import UserError

@@ -129,7 +129,7 @@ def generate(caption: str, config: "GenerateConfig") -> dict:
 
     from dit8.conf.paths import shorten
     from dit8.models.artifacts import open_model
-    from dit8.models.engine.engine import check_engine, open_engine
+    from dit8.models.engine.sampling import check_engine, open_engine
     from dit8.models.generate import check_length, denoise
     from dit8.models.pipeline import Variant, build_variant, load_tokenizer, resolve_device
     from dit8.models.prompts import caption_texts, parse_caption

@@ -3,7 +3,7 @@
 - stock: diffusers' Ideogram4Pipeline as it is. Text padded to 2048 slots, boolean mask.
 - compiled: the same pipeline without what a user can take away by hand: as many slots as there are
   tokens, no mask, every block through torch.compile, the attention kernel that measures fastest.
-- dit8: models.engine.engine.Engine.
+- dit8: models.engine.sampling.Engine.
 
 All three run the code that draws real pictures, `models.generate.denoise`. Replaced are the text
 encoder, whose features are random and ready on the device, and the VAE, which is left out; their
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.attention import sdpa_kernel
 
 from dit8.models.engine.attention import BACKENDS, choose_attention
-from dit8.models.engine.engine import Clock, Engine
+from dit8.models.engine.sampling import Clock, Engine
 from dit8.models.generate import denoise
 from dit8.models.types import PATCH_PX, Prompt, Sampler
 from dit8.quant.architectures.ideogram4 import BRANCHES

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dit8.eval.ledger import upsert
-from dit8.models.engine.engine import Clock
+from dit8.models.engine.sampling import Clock
 from dit8.models.random_ideogram4 import build_random
 from dit8.models.types import PATCH_PX
 from dit8.quant.errors import UserError

@@ -24,7 +24,7 @@ from dit8.kernels.norms import (
 from dit8.kernels.qk_norm_rope import qk_norm_rope_
 from dit8.kernels.swiglu import swiglu, swiglu_quant
 from dit8.models.engine.attention import attend
-from dit8.models.engine.linear import Projection, Rows, project
+from dit8.models.engine.linears import Projection, Rows, project
 
 Attention = Mapping[tuple[int, int], str | None]  # (samples, rows of each) -> backend
 

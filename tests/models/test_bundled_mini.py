@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLModel
 
 from dit8.eval.matching import exact_fraction
 from dit8.eval.reading import read
-from dit8.models.engine.engine import Engine
+from dit8.models.engine.sampling import Engine
 from dit8.models.generate import denoise
 from dit8.models.prompts import load_prompts
 from dit8.models.types import Sampler

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dit8.models import offload
-from dit8.models.engine.branch import EngineBranch
+from dit8.models.engine.forward import EngineBranch
 from dit8.models.offload import CONDITIONING, TEXT, BranchGuest, Guest
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS

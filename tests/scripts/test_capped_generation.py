@@ -3,7 +3,7 @@ import subprocess
 import pytest
 import torch
 
-from dit8.models.engine import branch
+from dit8.models.engine import forward
 from dit8.quant.errors import UserError
 from dit8.scripts import capped_generation
 from dit8.scripts.capped_generation import (
@@ -70,7 +70,7 @@ def test_out_of_memory_names_the_stages_that_fitted(shares, monkeypatch, where):
     if where == "here":
         monkeypatch.setattr(capped_generation.Engine, "_prepare", full)
     else:  # which makes a sentence of its own
-        monkeypatch.setattr(branch, "tabulate_modulation", full)
+        monkeypatch.setattr(forward, "tabulate_modulation", full)
     with pytest.raises(UserError, match="fit into 24 GB, got out of memory after .* text encoder;"):
         generate_capped(FakeGauge(1, 2, 3), 2, 7, 64, 3, 24.0, full=False)
     assert shares[-1] == 1.0

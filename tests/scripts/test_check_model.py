@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from dit8.models.engine.branch import EngineBranch
+from dit8.models.engine.forward import EngineBranch
 from dit8.models.random_ideogram4 import build_random
 from dit8.quant.errors import UserError
 from dit8.quant.linear import Int8Linear

@@ -3,7 +3,7 @@ import contextlib
 import pytest
 import torch
 
-from dit8.models.engine.engine import Clock
+from dit8.models.engine.sampling import Clock
 from dit8.models.generate import denoise
 from dit8.models.random_ideogram4 import build_random
 from dit8.models.types import Prompt

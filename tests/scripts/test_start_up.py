@@ -66,7 +66,7 @@ def test_nothing_slow_is_imported():
 
 def test_the_choices_of_the_schema_are_the_packages():
     from dit8.conf.schema import CHOICES
-    from dit8.models.engine.engine import ENGINES
+    from dit8.models.engine.sampling import ENGINES
     from dit8.models.pipeline import DTYPES
     from dit8.quant.formats.table import FORMATS
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from dit8.kernels.hadamard import rotate
-from dit8.models.engine.linear import Projection, SideBySide, is_fused, project
+from dit8.models.engine.linears import Projection, SideBySide, is_fused, project
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear

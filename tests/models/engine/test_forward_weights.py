@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dit8.models.engine import branch as engine_file
-from dit8.models.engine.branch import EngineBranch
+from dit8.models.engine import forward as engine_file
+from dit8.models.engine.forward import EngineBranch
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.linear import WeightOnlyLinear, swap_linears

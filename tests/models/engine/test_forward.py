@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dit8.kernels.hadamard import largest_group, rotate
-from dit8.models.engine import branch as engine_file
-from dit8.models.engine.branch import LAYOUTS_KEPT, EngineBranch
+from dit8.models.engine import forward as engine_file
+from dit8.models.engine.forward import LAYOUTS_KEPT, EngineBranch
 from dit8.quant.architectures.ideogram4 import BRANCHES, architecture
 from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from dit8.kernels.backend import KernelError
-from dit8.models.engine import engine as engine_file
-from dit8.models.engine.branch import EngineBranch
-from dit8.models.engine.engine import Clock, Engine, open_engine, set_schedule
+from dit8.models.engine import sampling as engine_file
+from dit8.models.engine.forward import EngineBranch
+from dit8.models.engine.sampling import Clock, Engine, open_engine, set_schedule
 from dit8.models.generate import denoise, generate
 from dit8.models.pipeline import load_pipeline
 from dit8.quant.architectures.ideogram4 import BRANCHES

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from dit8.kernels.backend import backend_name
 from dit8.models.engine.attention import check_backend, choose_attention
 from dit8.models.engine.block import Block, run_blocks
-from dit8.models.engine.tables import Modulation, positions, rotary, tabulate_modulation
+from dit8.models.engine.lookup import Modulation, positions, rotary, tabulate_modulation
 from dit8.models.memory import enough_memory
 from dit8.quant.errors import UserError
 

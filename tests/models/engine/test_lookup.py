@@ -5,7 +5,7 @@ import torch
 from diffusers import Ideogram4Pipeline
 from torch.nn import functional as F
 
-from dit8.models.engine.tables import Modulation, positions, rotary, tabulate_modulation
+from dit8.models.engine.lookup import Modulation, positions, rotary, tabulate_modulation
 
 TIMES = torch.tensor([0.0, 0.3, 0.999])
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from dit8.kernels.backend import backend_name
-from dit8.models.engine.branch import EngineBranch
+from dit8.models.engine.forward import EngineBranch
 from dit8.models.memory import enough_memory, release_memory
 from dit8.models.offload import BranchGuest, Guest
 from dit8.models.pipeline import encode_chat
