@@ -290,6 +290,49 @@ class Codec:
     by_rows: bool = True  # `encode` may be given a piece of the rows, and pieces concatenate
 
 
+@dataclass(frozen=True)
+class Int8Weight:
+    """The numbers of one int8 linear, whatever names a file has for them.
+
+    Args:
+        codes: (N, K) int8.
+        scales: (N,) fp32.
+        smooth: (K,) fp32, the divisor of the activation; None where it is folded or absent.
+        x_scale: () fp32, of an activation with one calibrated scale; None: a scale per row.
+        rotation: Hadamard group of the activation; 0: none.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    smooth: torch.Tensor | None = None
+    x_scale: torch.Tensor | None = None
+    rotation: int = 0
+
+
+@dataclass(frozen=True)
+class Int8Layout:
+    """How one format stores an `Int8Weight`; the pendant of `Codec`, in the same files.
+
+    Args:
+        check: (scheme, linear) -> nothing; a UserError where the layout cannot carry the scheme.
+        specs: (n, k, scheme) -> suffix after the linear's name (".wq") -> what `encode` returns.
+        encode: weight -> suffix -> tensor; its numbers as they are.
+        decode: (suffix -> tensor, linear, rotation that the recipe says) -> weight.
+        needed: suffixes that every linear has.
+        optional: suffixes that some have.
+        expected: (n, k) -> suffix -> shape and dtypes that a loader checks before it reads;
+            `decode` checks the rest.
+    """
+
+    check: Callable[[Scheme, str], None]
+    specs: Callable[[int, int, Scheme], dict[str, TensorSpec]]
+    encode: Callable[[Int8Weight], dict[str, torch.Tensor]]
+    decode: Callable[[Mapping[str, torch.Tensor], str, int], Int8Weight]
+    needed: frozenset[str]
+    optional: frozenset[str]
+    expected: Callable[[int, int], dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]]
+
+
 LAYOUT = {
     "quantized linear": "{m}.wq int8 (N, K), {m}.ws fp32 (N,), optional {m}.smooth fp32 (K,), "
     "{m}.x_scale fp32 (), {m}.bias: y = (x / smooth in int8) @ (wq * ws[:, None]).T + bias; "

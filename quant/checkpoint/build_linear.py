@@ -13,12 +13,20 @@ from torch import nn
 from dit8.quant.checkpoint.read import FLOATS
 from dit8.quant.checkpoint.stored import REMEDY, StoredBranch
 from dit8.quant.errors import UserError
-from dit8.quant.formats import comfy
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear
 from dit8.quant.types import Architecture, Scheme, TensorSpec
 
 Dtypes = tuple[torch.dtype, ...]
+# every tensor that a linear may consist of, in the order of the formats
+KNOWN = tuple(
+    dict.fromkeys(
+        suffix
+        for target in FORMATS.values()
+        for group in target.suffixes
+        for suffix in sorted(group)
+    )
+) + (".bias",)
 
 
 @dataclass(frozen=True)
@@ -52,27 +60,20 @@ def find_linears(stored: StoredBranch, architecture: Architecture) -> Iterator[F
 
 
 def _suffixes(stored: StoredBranch, name: str) -> tuple[str, ...]:
-    known = (
-        ".wq", ".ws", ".smooth", ".x_scale", ".weight", ".bias", ".weight_scale", ".comfy_quant",
-        ".weight.absmax", ".weight.quant_map", ".weight.quant_state.bitsandbytes__nf4",
-    )  # fmt: skip
-    return tuple(suffix for suffix in known if f"{name}{suffix}" in stored.specs)
+    return tuple(suffix for suffix in KNOWN if f"{name}{suffix}" in stored.specs)
 
 
 def _kind(stored: StoredBranch, name: str, suffixes: tuple[str, ...]) -> str:
     """Tell the format of a linear from the tensors it has."""
     found = set(suffixes) - {".bias"}
-    ways = {
-        "w8a8": {".wq", ".ws"},
-        "comfy": {".weight", ".weight_scale", ".comfy_quant"},
-        "fp8": {".weight", ".weight_scale"},
-        "nf4": {suffix for suffix in FORMATS["nf4"].codec.specs(64, 64)},
-    }
-    optional = {"w8a8": {".smooth", ".x_scale"}}
-    for kind, needed in ways.items():
-        if needed <= found <= needed | optional.get(kind, set()):
-            if kind != "fp8" or stored.specs[f"{name}.weight"].dtype == torch.float8_e4m3fn:
-                return kind
+    for kind, target in FORMATS.items():
+        needed, optional = target.suffixes
+        if needed == {".weight"} or not needed <= found <= needed | optional:
+            continue
+        own = target.codec and target.codec.specs(256, 256)[".weight"].dtype
+        # others store scaled floats of other types under these names
+        if not (own and own.is_floating_point) or stored.specs[f"{name}.weight"].dtype == own:
+            return kind
     if found == {".weight"}:
         block = stored.blocks.get(f"{name}.weight")
         if block is not None:
@@ -135,16 +136,13 @@ def read_linear(
 
 def _expected(kind: str, n: int, k: int) -> dict[str, tuple[tuple[int, ...], Dtypes]]:
     """List the shape and the types that a linear's tensors may have."""
-    exact, bias = (torch.float32,), {".bias": ((n,), FLOATS)}
-    if kind == "w8a8":
-        scales = {".ws": ((n,), exact), ".smooth": ((k,), exact), ".x_scale": ((), exact)}
-        return {".wq": ((n, k), (torch.int8,))} | scales | bias
+    bias = {".bias": ((n,), FLOATS)}
     if kind == "plain":
         return {".weight": ((n, k), FLOATS)} | bias
-    if kind == "comfy":
-        return {".weight": ((n, k), (torch.int8,))} | bias  # quant.formats.comfy checks the rest
+    if FORMATS[kind].layout is not None:
+        return FORMATS[kind].layout.expected(n, k) | bias
     specs = FORMATS[kind].codec.specs(n, k)
-    # the JSON of an NF4 weight has no fixed length
+    # a quantizer's own JSON has no fixed length
     fixed = {s: (x.shape, (x.dtype,)) for s, x in specs.items() if "quant_state" not in s}
     return fixed | bias
 
@@ -190,28 +188,23 @@ def build_modules(
     biases = [None] * len(counts)
     if ".bias" in tensors:
         biases = [part.to(device, dtype) for part in tensors[".bias"].split(counts)]
-    if found.kind not in ("w8a8", "comfy"):
-        codec = FORMATS[found.kind].codec
+    target = FORMATS[found.kind]
+    if target.layout is None:
         own = {suffix: tensor.to(device) for suffix, tensor in tensors.items() if suffix != ".bias"}
         return {
-            part: WeightOnlyLinear(codec, piece, shape, bias)
+            part: WeightOnlyLinear(target.codec, piece, shape, bias)
             for part, piece, shape, bias in zip(
-                found.parts, codec.split_rows(own, counts), shapes, biases, strict=True
+                found.parts, target.codec.split_rows(own, counts), shapes, biases, strict=True
             )
         }
     rotation = 0 if scheme is None else scheme.rotation
-    if found.kind == "comfy":
-        codes, scales, rotation = comfy.decode_codes(tensors, found.name)
-    else:
-        codes, scales = tensors[".wq"], tensors[".ws"]
-    codes, scales = codes.to(device), scales.to(device)
+    weight = target.layout.decode(tensors, found.name, rotation)
     smooth, x_scale = (
-        None if tensors.get(suffix) is None else tensors[suffix].to(device)
-        for suffix in (".smooth", ".x_scale")
+        None if tensor is None else tensor.to(device) for tensor in (weight.smooth, weight.x_scale)
     )
+    codes, scales = weight.codes.to(device).split(counts), weight.scales.to(device).split(counts)
+    options = {"gemm": gemm, "rotation": weight.rotation, "x_scale": x_scale}
     return {
-        part: Int8Linear(wq, ws, smooth, bias, gemm=gemm, rotation=rotation, x_scale=x_scale)
-        for part, wq, ws, bias in zip(
-            found.parts, codes.split(counts), scales.split(counts), biases, strict=True
-        )
+        part: Int8Linear(wq, ws, smooth, bias, **options)
+        for part, wq, ws, bias in zip(found.parts, codes, scales, biases, strict=True)
     }

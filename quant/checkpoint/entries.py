@@ -20,13 +20,13 @@ from dit8.quant.calibrate import absmax, max_crest
 from dit8.quant.checkpoint.read import BranchSource, StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.files import over_blocks
-from dit8.quant.formats import comfy
 from dit8.quant.formats.table import Format
 from dit8.quant.int8 import CODE_MAX, error_squares, quantize_weight, relative_of
 from dit8.quant.smoothquant import FoldPlan, divided, plan_folds
 from dit8.quant.types import (
     ActStats,
     Architecture,
+    Int8Weight,
     LayerReport,
     ResolvedRecipe,
     Scheme,
@@ -126,37 +126,24 @@ class _Maker:
         return LayerReport(self.branch, self.linear.name, crest, not is_int8, error)
 
     def int8(self, scheme: Scheme, target: Format) -> Entry:
-        """Codes and scales, in the names of w8a8 or comfy-kitchen."""
+        """Codes and scales, in the names of the format."""
         name, (n, k) = self.linear.name, self.shape
         group = self.architecture.group_of(self.linear)
         vector = self.folds.vectors.get(group.name)
-        if target.name == "comfy":
-            _check_comfy(scheme, f"{self.branch}.{name}")
-            specs = comfy.specs(n, k, scheme.rotation)
-        else:
-            specs = {
-                ".wq": TensorSpec((n, k), torch.int8),
-                ".ws": TensorSpec((n,), torch.float32),
-            }
-            if scheme.has_vector:
-                specs[".smooth"] = TensorSpec((k,), torch.float32)
-            if scheme.static:
-                specs[".x_scale"] = TensorSpec((), torch.float32)
+        target.layout.check(scheme, f"{self.branch}.{name}")
+        specs = target.layout.specs(n, k, scheme)
 
         def make() -> tuple[Tensors, LayerReport]:
             codes, scales, error = self._codes(scheme)
-            if target.name == "comfy":
-                made = comfy.encode_codes(codes, scales, scheme.rotation)
-            else:
-                made = {".wq": codes, ".ws": scales}
-                if scheme.has_vector:
-                    made[".smooth"] = vector.clone()  # w1 and w3 share it
-                if scheme.static:
-                    act = absmax(self.stats, f"{self.branch}/{group.name}")
-                    act = act if vector is None else act / vector
-                    largest = act.amax() / CODE_MAX
-                    # the unconditional branch's text is all zeros: any scale serves
-                    made[".x_scale"] = torch.where(largest > 0, largest, 1.0)
+            x_scale = None
+            if scheme.static:
+                act = absmax(self.stats, f"{self.branch}/{group.name}")
+                act = act if vector is None else act / vector
+                largest = act.amax() / CODE_MAX
+                # the unconditional branch's text is all zeros: any scale serves
+                x_scale = torch.where(largest > 0, largest, 1.0)
+            smooth = vector if scheme.has_vector else None
+            made = target.layout.encode(Int8Weight(codes, scales, smooth, x_scale, scheme.rotation))
             return _named(name, made), self._report(True, error)
 
         return Entry(_named(name, specs), make, n * k)
@@ -267,12 +254,3 @@ def _finite(values: torch.Tensor, name: str) -> torch.Tensor:
             "source checkpoint"
         )
     return values
-
-
-def _check_comfy(scheme: Scheme, name: str) -> None:
-    if scheme.has_vector or scheme.static:
-        raise UserError(
-            f"convert: format comfy carries codes, row scales and a rotation, got a scheme with "
-            f"{'a smoothing vector' if scheme.has_vector else 'a static scale'} for {name}; use "
-            "smoothing_carrier=folded and activation_scale=token, or format=w8a8"
-        )

@@ -112,8 +112,8 @@ def load_quantized(
 ) -> Pipeline:
     """Exchange the linears of a pipeline's transformers for those of a checkpoint.
 
-    Reads what `scripts/quantize.py` writes (w8a8, fp8, nf4, q8_0, q4_k, comfy, bf16) and the
-    published files of the same formats, with the original or diffusers' names, sharded or not.
+    Reads what `scripts/quantize.py` writes, in all of `quant.formats`, and the published files of
+    the same formats, with the original or diffusers' names, sharded or not.
 
     In a file that dit8 did not write, `.smooth` is taken as the divisor of the activation, as in
     ours, and every linear that has one is checked against the opposite reading.

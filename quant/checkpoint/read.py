@@ -20,7 +20,7 @@ import torch
 from dit8.quant.checkpoint.safetensors_file import SafetensorsFile
 from dit8.quant.errors import UserError
 from dit8.quant.files import over_blocks
-from dit8.quant.formats.fp8 import e4m3_to_float
+from dit8.quant.rounding import e4m3_to_float
 from dit8.quant.types import Architecture
 
 BLOCK_VALUES = 2**19  # 2 MiB in fp32: the passes over a block of rows stay in the cache
@@ -144,19 +144,19 @@ class FileSource:
             spec = place.file.specs[place.name]
             rows = place.rows
             shape = spec.shape if rows is None else (rows[1] - rows[0], *spec.shape[1:])
-            is_fp8 = spec.dtype == torch.float8_e4m3fn
-            if is_fp8 and f"{name}_scale" not in self._places:
+            is_float8 = spec.dtype == torch.float8_e4m3fn
+            if is_float8 and f"{name}_scale" not in self._places:
                 raise UserError(
                     f"open_source: {name!r} in {where} is float8 and must have {name}_scale beside "
                     f"it, got none; {REMEDY}"
                 )
-            if not is_fp8 and spec.dtype not in FLOATS:
+            if not is_float8 and spec.dtype not in FLOATS:
                 raise UserError(
                     f"open_source: {name!r} in {where} must be floating, got "
                     f"{str(spec.dtype).removeprefix('torch.')}; {REMEDY}"
                 )
             self.shapes[name] = tuple(shape)
-            self.dtypes[name] = torch.bfloat16 if is_fp8 else spec.dtype
+            self.dtypes[name] = torch.bfloat16 if is_float8 else spec.dtype
 
     def _add(self, name: str, place: _Place) -> None:
         if name in self._places:

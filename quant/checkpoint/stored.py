@@ -34,7 +34,7 @@ class StoredBranch:
     """One branch's tensors in a file, not read yet."""
 
     specs: dict[str, TensorSpec]  # name without the branch -> as it lies in the file
-    blocks: dict[str, str]  # name -> "q8_0" or "q4_k" where the tensor is raw ggml blocks
+    blocks: dict[str, str]  # name -> its format where the tensor is raw ggml blocks
     where: str  # file and branch, for messages
     _places: dict[str, tuple[Any, str]] = field(repr=False)  # name -> open file, name there
 

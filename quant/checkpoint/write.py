@@ -32,16 +32,6 @@ from dit8.quant.types import (
 )
 
 GGUF_PREFIXES = {"conditional": "cond.", "unconditional": "uncond."}
-# what diffusers needs to find in config.json to load the weights through bitsandbytes
-NF4_CONFIG = {
-    "quant_method": "bitsandbytes",
-    "load_in_4bit": True,
-    "load_in_8bit": False,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": False,
-    "bnb_4bit_compute_dtype": "bfloat16",
-    "bnb_4bit_quant_storage": "uint8",
-}
 Progress = Callable[[int], None]
 
 
@@ -211,8 +201,8 @@ def _write_diffusers(
         _make_folder(subfolder)
         config = dict(origin.configs[branch])
         config.pop("quantization_config", None)
-        if target.name == "nf4":
-            config["quantization_config"] = NF4_CONFIG
+        if target.config is not None:
+            config["quantization_config"] = target.config
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         write_atomically(
             subfolder / "config.json", lambda path, text=text: path.write_text(text, "utf-8")

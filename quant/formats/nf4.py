@@ -29,6 +29,16 @@ from dit8.kernels.decode import decode_into, has_kernel
 from dit8.quant.errors import UserError
 from dit8.quant.types import Codec, TensorSpec
 
+# what diffusers needs to find in config.json to load the weights through bitsandbytes
+CONFIG = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": False,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8",
+}
 BLOCK = 64
 LEVELS = 16
 STATE = ".weight.quant_state.bitsandbytes__nf4"

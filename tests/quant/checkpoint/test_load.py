@@ -8,7 +8,7 @@ from dit8.quant.calibrate import calibrate
 from dit8.quant.checkpoint.load import load_quantized
 from dit8.quant.checkpoint.read import MemorySource
 from dit8.quant.checkpoint.stored import open_checkpoint
-from dit8.quant.formats import comfy
+from dit8.quant.formats import w8a8
 from dit8.quant.linear import Int8Linear, WeightOnlyLinear
 from dit8.quant.outliers import plant_outliers
 
@@ -128,9 +128,9 @@ def test_modules_hold_what_is_in_the_file_bit_for_bit(tiny, save, case):
                 quantized += 1
                 rotation = CASES[case][1].get("rotation", 0)
                 if ".comfy_quant" in own:
-                    codes, scales, group = comfy.decode_codes(own)
-                    own = {".wq": codes, ".ws": scales}
-                    assert first.rotation == group
+                    weight = w8a8.decode_comfy(own)
+                    own = {".wq": weight.codes, ".ws": weight.scales}
+                    assert first.rotation == weight.rotation
                 assert bool(first.rotation) == bool(rotation)
                 for m in modules:  # q, k and v share these
                     for suffix, buffer in ((".smooth", m.smooth), (".x_scale", m.x_scale)):

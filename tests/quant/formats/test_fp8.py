@@ -5,7 +5,8 @@ import torch
 
 from dit8.quant.errors import UserError
 from dit8.quant.formats import fp8
-from dit8.quant.formats.fp8 import BLOCK_VALUES, CODEC, e4m3_to_float
+from dit8.quant.formats.fp8 import BLOCK_VALUES, CODEC
+from dit8.quant.rounding import e4m3_to_float
 from dit8.quant.types import TensorSpec
 
 ALL_CODES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)

@@ -1,4 +1,18 @@
-"""Row-wise int8 as ComfyUI stores it and comfy-kitchen computes it, plain or rotated ("convrot").
+"""Int8 weights and activations, in two layouts: dit8's own, and ComfyUI's.
+
+    y = (q(t(x)) wq^T) * x_scale * ws^T + bias       what `quant.linear.Int8Linear` computes
+
+dit8's own layout, `w8a8`, has what a recipe may ask for:
+
+    .wq         int8 (N, K)
+    .ws         fp32 (N,)
+    .smooth     fp32 (K,), where t divides by a vector
+    .x_scale    fp32 (), where the activation has one calibrated scale
+
+A rotation stands in the recipe of the header, not in a tensor.
+
+`comfy` is row-wise int8 as ComfyUI stores it and comfy-kitchen computes it, plain or rotated
+("convrot"):
 
     W R ~ weight * weight_scale        y = (q(x R) weight^T) * x_scale * weight_scale^T + bias
 
@@ -36,11 +50,55 @@ import torch
 
 from dit8.kernels.hadamard import check_group, is_group
 from dit8.quant.errors import UserError
-from dit8.quant.types import TensorSpec
+from dit8.quant.types import Int8Layout, Int8Weight, Scheme, TensorSpec
 
 FORMAT = "int8_tensorwise"  # the name is older than the row scales
 DEFAULT_GROUP = 256  # ComfyUI's, where "convrot" comes without a group
 SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _accept(scheme: Scheme, name: str) -> None:
+    """Own layout: whatever a recipe asks for."""
+
+
+def _specs(n: int, k: int, scheme: Scheme) -> dict[str, TensorSpec]:
+    specs = {".wq": TensorSpec((n, k), torch.int8), ".ws": TensorSpec((n,), torch.float32)}
+    if scheme.has_vector:
+        specs[".smooth"] = TensorSpec((k,), torch.float32)
+    if scheme.static:
+        specs[".x_scale"] = TensorSpec((), torch.float32)
+    return specs
+
+
+def _encode(weight: Int8Weight) -> dict[str, torch.Tensor]:
+    made = {".wq": weight.codes, ".ws": weight.scales}
+    if weight.smooth is not None:
+        made[".smooth"] = weight.smooth.clone()  # linears of a group share it
+    if weight.x_scale is not None:
+        made[".x_scale"] = weight.x_scale
+    return made
+
+
+def _decode(tensors: Mapping[str, torch.Tensor], name: str, rotation: int) -> Int8Weight:
+    smooth, x_scale = tensors.get(".smooth"), tensors.get(".x_scale")
+    return Int8Weight(tensors[".wq"], tensors[".ws"], smooth, x_scale, rotation)
+
+
+def _expected(n: int, k: int) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+    exact = (torch.float32,)
+    scales = {".ws": ((n,), exact), ".smooth": ((k,), exact), ".x_scale": ((), exact)}
+    return {".wq": ((n, k), (torch.int8,))} | scales
+
+
+W8A8 = Int8Layout(
+    check=_accept,
+    specs=_specs,
+    encode=_encode,
+    decode=_decode,
+    needed=frozenset({".wq", ".ws"}),
+    optional=frozenset({".smooth", ".x_scale"}),
+    expected=_expected,
+)
 
 
 def _config(rotation: int) -> bytes:
@@ -51,7 +109,7 @@ def _config(rotation: int) -> bytes:
     return json.dumps(config).encode()
 
 
-def specs(n: int, k: int, rotation: int) -> dict[str, TensorSpec]:
+def comfy_specs(n: int, k: int, rotation: int) -> dict[str, TensorSpec]:
     """List what is stored for a weight (n, k).
 
     Raises:
@@ -66,7 +124,7 @@ def specs(n: int, k: int, rotation: int) -> dict[str, TensorSpec]:
     }
 
 
-def encode_codes(wq: torch.Tensor, ws: torch.Tensor, rotation: int) -> dict[str, torch.Tensor]:
+def encode_comfy(wq: torch.Tensor, ws: torch.Tensor, rotation: int) -> dict[str, torch.Tensor]:
     """Name the codes and scales of a weight as ComfyUI does; the numbers stay as they are.
 
     Args:
@@ -75,7 +133,7 @@ def encode_codes(wq: torch.Tensor, ws: torch.Tensor, rotation: int) -> dict[str,
         rotation: group of R, a power of 4 that divides K; 0: none.
 
     Returns:
-        suffix -> tensor, as `specs` lists them.
+        suffix -> tensor, as `comfy_specs` lists them.
 
     Raises:
         ValueError: shapes or dtypes are not those above.
@@ -92,23 +150,21 @@ def encode_codes(wq: torch.Tensor, ws: torch.Tensor, rotation: int) -> dict[str,
     return {".weight": wq, ".weight_scale": ws.unsqueeze(1), ".comfy_quant": config}
 
 
-def decode_codes(
-    tensors: Mapping[str, torch.Tensor], name: str = "linear"
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+def decode_comfy(tensors: Mapping[str, torch.Tensor], name: str = "linear") -> Int8Weight:
     """Read codes, row scales and the rotation, from this project's files or another's.
 
     Args:
-        tensors: suffix -> tensor, as `specs` lists them. The scale may also be a single value, for
-            the whole weight, and bf16 or fp16, which is widened.
+        tensors: suffix -> tensor, as `comfy_specs` lists them. The scale may also be a single
+            value, for the whole weight, and bf16 or fp16, which is widened.
         name: of the linear, for the messages.
 
     Returns:
-        wq (N, K) int8, ws (N,) fp32, rotation (0: none).
+        codes, scales and rotation.
 
     Raises:
-        UserError: a tensor is missing or not as `specs` says, a scale is not positive and finite,
-            or `.comfy_quant` asks for something else: another format, or products of dequantized
-            weights.
+        UserError: a tensor is missing or not as `comfy_specs` says, a scale is not positive and
+            finite, or `.comfy_quant` asks for something else: another format, or products of
+            dequantized weights.
     """
     for suffix in (".weight", ".weight_scale", ".comfy_quant"):
         if suffix not in tensors:
@@ -134,7 +190,8 @@ def decode_codes(
             f"comfy: {name}.weight_scale must be positive and finite, got values from "
             f"{float(ws.min()):g} to {float(ws.max()):g}; download the file again"
         )
-    return wq, ws.expand(n).contiguous(), _read_rotation(tensors[".comfy_quant"], k, name)
+    rotation = _read_rotation(tensors[".comfy_quant"], k, name)
+    return Int8Weight(wq, ws.expand(n).contiguous(), rotation=rotation)
 
 
 def _read_rotation(stored: torch.Tensor, k: int, name: str) -> int:
@@ -177,3 +234,23 @@ def _read_rotation(stored: torch.Tensor, k: int, name: str) -> int:
 
 def _describe(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _check_comfy(scheme: Scheme, name: str) -> None:
+    if scheme.has_vector or scheme.static:
+        raise UserError(
+            f"convert: format comfy carries codes, row scales and a rotation, got a scheme with "
+            f"{'a smoothing vector' if scheme.has_vector else 'a static scale'} for {name}; use "
+            "smoothing_carrier=folded and activation_scale=token, or format=w8a8"
+        )
+
+
+COMFY = Int8Layout(
+    check=_check_comfy,
+    specs=lambda n, k, scheme: comfy_specs(n, k, scheme.rotation),
+    encode=lambda weight: encode_comfy(weight.codes, weight.scales, weight.rotation),
+    decode=lambda tensors, name, _: decode_comfy(tensors, name),
+    needed=frozenset({".weight", ".weight_scale", ".comfy_quant"}),
+    optional=frozenset(),
+    expected=lambda n, k: {".weight": ((n, k), (torch.int8,))},
+)

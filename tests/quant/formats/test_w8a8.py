@@ -10,7 +10,9 @@ from dit8.kernels.backend import KernelError
 from dit8.kernels.hadamard import rotate
 from dit8.kernels.int8_gemm import int8_gemm, int_mm_is_exact
 from dit8.quant.errors import UserError
-from dit8.quant.formats.comfy import decode_codes, encode_codes, specs
+from dit8.quant.formats.w8a8 import comfy_specs as specs
+from dit8.quant.formats.w8a8 import decode_comfy
+from dit8.quant.formats.w8a8 import encode_comfy as encode_codes
 from dit8.quant.int8 import dequantize, quantize_weight
 from dit8.quant.linear import Int8Linear
 from dit8.quant.types import TensorSpec
@@ -18,6 +20,12 @@ from dit8.quant.types import TensorSpec
 PLAIN = b'{"format": "int8_tensorwise"}'
 ROTATED = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}'
 N, K = 24, 512
+
+
+def decode_codes(*given):
+    weight = decode_comfy(*given)
+    assert weight.smooth is None and weight.x_scale is None
+    return weight.codes, weight.scales, weight.rotation
 
 
 def make(rotation, seed=0):
