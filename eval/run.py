@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dit8.models.generate import find_sample
 from dit8.models.types import Prompt, Sample, SampleKey
 from dit8.quant.errors import UserError
 from dit8.quant.files import write_atomically
@@ -130,6 +129,8 @@ def read_run(folder: Path, only: Sequence[str] | None = None) -> Run:
     Raises:
         UserError: no such run or prompt, or pictures are missing or not ours.
     """
+    from dit8.models.generate import find_sample  # brings torch, which a run's key does not need
+
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -221,7 +221,7 @@ def test_a_worker_that_dies_is_named_and_the_rest_is_kept(drawn, options, start_
 
 
 def test_a_worker_that_cannot_draw_says_why():
-    work = functools.partial(0)  # refuses whatever device it is given
+    work = functools.partial(check_devices, 0)  # refuses whatever device it is given
     with pytest.raises(UserError) as refusal:
         draw_on_devices(work, WHOLE.split(2), torch.device("cpu"), lambda: None)
     assert str(refusal.value) == (
