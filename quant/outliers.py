@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dit8.quant.smoothquant import fold_all
+from dit8.quant.smoothquant import fold
 from dit8.quant.types import Architecture, Group
 
 
@@ -72,4 +72,4 @@ def plant_outliers(
         scale[channels] = 1.0 / values  # folding divides the source
         scales[group.name] = scale
         planted.append(Planted(group.name, tuple(channels.tolist()), tuple(values.tolist())))
-    return fold_all(state_dict, chosen, scales, exact=True), tuple(planted)
+    return fold(state_dict, chosen, scales, exact=True), tuple(planted)

@@ -89,74 +89,6 @@ def snap_power_of_two(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(mantissa < math.sqrt(0.5), upper / 2, upper)
 
 
-def fold_scale(
-    tensors: Mapping[str, torch.Tensor], group: Group, scale: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Divide the source's output channels by `scale`, multiply the targets' columns by it.
-
-    Args:
-        tensors: a branch's state dict; left as it is.
-        group: which modules; its source is one of the tensors' modules.
-        scale: (K,) > 0.
-
-    Returns:
-        the changed tensors only, in their own dtype: source weight (and bias), target weights.
-        A target's bias does not change.
-    """
-    changed = {}
-    for name in (f"{group.source}.weight", f"{group.source}.bias"):
-        if name not in tensors:
-            continue  # norms and to_v, w3 have no bias here
-        source = tensors[name]
-        divisor = scale.to(source.device)
-        divisor = divisor[:, None] if source.ndim == 2 else divisor
-        changed[name] = (source / divisor).to(source.dtype)
-    for target in group.targets:
-        weight = tensors[f"{target}.weight"]  # (N, K)
-        changed[f"{target}.weight"] = (weight * scale.to(weight.device)).to(weight.dtype)
-    return changed
-
-
-def fold_all(
-    tensors: Mapping[str, torch.Tensor],
-    groups: Sequence[Group],
-    scales: Mapping[str, torch.Tensor],
-    *,
-    exact: bool,
-) -> dict[str, torch.Tensor]:
-    """Fold several groups: a layer both fed and feeding gets its columns first, then its rows.
-
-    `to_v` and `w3` are targets of one group and sources of another; the norms' groups go first.
-
-    Args:
-        tensors: a branch's state dict; left as it is.
-        groups: in any order.
-        scales: group name -> (K,) > 0.
-        exact: demand that every change can be undone bit for bit, as for powers of two.
-
-    Returns:
-        the whole state dict, changed tensors replaced.
-
-    Raises:
-        UserError: `exact` and a tensor left the range of its dtype.
-    """
-    result = dict(tensors)
-    for group in sorted(groups, key=lambda group: group.source_kind == "linear"):
-        scale = scales[group.name]
-        changed = fold_scale(result, group, scale)
-        if exact:
-            undone = fold_scale({**result, **changed}, group, 1.0 / scale)
-            for name, tensor in undone.items():
-                if not torch.equal(tensor, result[name]):
-                    raise UserError(
-                        f"fold_all: {name} must fold without rounding, got scales from "
-                        f"{float(scale.min()):g} to {float(scale.max()):g} in {tensor.dtype}; "
-                        "use smoothing_carrier=explicit"
-                    )
-        result.update(changed)
-    return result
-
-
 @dataclass(frozen=True)
 class FoldPlan:
     """Vectors to apply; a tensor that is not named stays as it is."""
@@ -165,6 +97,12 @@ class FoldPlan:
     rows: dict[str, torch.Tensor] = field(default_factory=dict)  # linear -> (N,) divisor
     norms: dict[str, torch.Tensor] = field(default_factory=dict)  # norm module -> (K,) divisor
     vectors: dict[str, torch.Tensor] = field(default_factory=dict)  # group -> (K,) `.smooth`
+
+    def absorb(self, group: Group, scale: torch.Tensor) -> None:
+        """Divide the source's output channels by `scale`, multiply the targets' columns by it."""
+        self.columns.update(dict.fromkeys(group.targets, scale))
+        absorbing = self.norms if group.source_kind == "norm" else self.rows
+        absorbing[group.source] = scale
 
     def weight_rows(self, weight: StoredWeight, linear: str, start: int, stop: int) -> torch.Tensor:
         """Return rows start..stop of a linear as they are quantized: (stop - start, K) fp32."""
@@ -181,26 +119,77 @@ class FoldPlan:
         Raises:
             UserError: the division would round in the tensor's dtype.
         """
-        tensor = source.tensor(name)
-        module = name.rpartition(".")[0]
-        divisor = self.norms.get(module, self.rows.get(module))
+        tensor, divisor = source.tensor(name), self._divisor(name)
         return tensor if divisor is None else divided(tensor, divisor, name)
 
+    def _divisor(self, name: str) -> torch.Tensor | None:
+        module = name.rpartition(".")[0]
+        return self.norms.get(module, self.rows.get(module))
 
-def divided(tensor: torch.Tensor, divisor: torch.Tensor, name: str) -> torch.Tensor:
+
+def fold(
+    tensors: Mapping[str, torch.Tensor],
+    groups: Sequence[Group],
+    scales: Mapping[str, torch.Tensor],
+    *,
+    exact: bool,
+) -> dict[str, torch.Tensor]:
+    """Fold the scales of several groups into a state dict, in the tensors' own dtypes.
+
+    `to_v` and `w3` are targets of one group and sources of another: columns first, then rows.
+
+    Args:
+        tensors: a branch's state dict; left as it is.
+        groups: with a source, in any order.
+        scales: group name -> (K,) > 0.
+        exact: demand that every change can be undone bit for bit, as for powers of two.
+
+    Returns:
+        the whole state dict, changed tensors replaced. A target's bias does not change.
+
+    Raises:
+        UserError: `exact` and a tensor left the range of its dtype.
+    """
+    plan, result = FoldPlan(), dict(tensors)
+    for group in groups:
+        plan.absorb(group, scales[group.name])
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module in plan.columns:
+            factor = plan.columns[module].to(tensor.device)
+            result[name] = (tensor * factor).to(tensor.dtype)
+            if exact:
+                _check_undone(result[name] / factor, tensor, factor, name)
+        if (divisor := plan._divisor(name)) is not None:
+            divisor = divisor.to(tensor.device)
+            divisor = divisor[:, None] if tensor.ndim == 2 else divisor
+            result[name] = divided(result[name], divisor, name, exact=exact)
+    return result
+
+
+def divided(
+    tensor: torch.Tensor, divisor: torch.Tensor, name: str, *, exact: bool = True
+) -> torch.Tensor:
     """Divide by powers of two in a tensor's own dtype, so that multiplying gives it back.
 
     Raises:
-        UserError: a value leaves the range of the dtype.
+        UserError: `exact`, and a value leaves the range of the dtype.
     """
-    result = (tensor.float() / divisor).to(tensor.dtype)
-    if not torch.equal((result.float() * divisor).to(tensor.dtype), tensor):
-        raise UserError(
-            f"fold_plan: {name} must fold without rounding in "
-            f"{str(tensor.dtype).removeprefix('torch.')}, got scales from "
-            f"{float(divisor.min()):g} to {float(divisor.max()):g}; use smoothing_carrier=explicit"
-        )
+    result = (tensor / divisor).to(tensor.dtype)
+    if exact:
+        _check_undone(result * divisor, tensor, divisor, name)
     return result
+
+
+def _check_undone(
+    undone: torch.Tensor, tensor: torch.Tensor, scale: torch.Tensor, name: str
+) -> None:
+    if not torch.equal(undone.to(tensor.dtype), tensor):
+        raise UserError(
+            f"fold: {name} must fold without rounding in "
+            f"{str(tensor.dtype).removeprefix('torch.')}, got scales from "
+            f"{float(scale.min()):g} to {float(scale.max()):g}; use smoothing_carrier=explicit"
+        )
 
 
 def plan_folds(
@@ -235,10 +224,7 @@ def plan_folds(
             plan.vectors[group.name] = scale
             plan.columns.update(dict.fromkeys(group.targets, scale))
             continue
-        scale = snap_power_of_two(scale)
-        plan.columns.update(dict.fromkeys(group.targets, scale))
-        absorbing = plan.norms if group.source_kind == "norm" else plan.rows
-        absorbing[group.source] = scale
+        plan.absorb(group, snap_power_of_two(scale))
     return plan
 
 

@@ -11,7 +11,7 @@ from dit8.quant.errors import UserError
 from dit8.quant.formats.table import FORMATS
 from dit8.quant.int8 import quantize_weight
 from dit8.quant.recipe import resolve_recipe
-from dit8.quant.smoothquant import column_absmax, fold_all, smoothing_scale, snap_power_of_two
+from dit8.quant.smoothquant import column_absmax, fold, smoothing_scale, snap_power_of_two
 from dit8.quant.types import Recipe
 
 W1, W2, W3 = (f"layers.0.feed_forward.w{number}" for number in (1, 2, 3))
@@ -99,7 +99,7 @@ def test_streamed_folding_equals_folding_a_state_dict(tiny, tiny_stats):
         group.name: snap_power_of_two(true_scale(tiny_stats, tensors, group.name, group.targets))
         for group in groups
     }
-    folded = fold_all(tensors, groups, scales, exact=True)
+    folded = fold(tensors, groups, scales, exact=True)
     got, _ = convert(tiny, tiny_stats)
     for name in (W1, W2, W3, "llm_cond_proj"):
         codes, row_scales = quantize_weight(folded[f"{name}.weight"])
