@@ -5,8 +5,15 @@ To first order the final latents err by the sum over steps of what the velocity 
     dx = sum_b dt_b (g_b e_cond,b + (1 - g_b) e_uncond,b)
 
 so a conditional error counts (dt g)^2 and an unconditional one (dt (1 - g))^2 at each step. The
-damage of a group under a scheme is the root of its squared damages under those weights; groups are
-then weighed against each other by `quant.knapsack`.
+damage of a group under a scheme is the root of its squared damages under those weights. Schemes are
+then chosen so that the damage is least within a budget of time,
+
+    minimize    sum_g sum_s d_gs^2 x_gs
+    subject to  sum_s x_gs = 1 for every g,   sum_g sum_s c_gs x_gs <= budget,   x_gs in {0, 1}
+
+the multiple-choice knapsack (Sinha and Zoltners 1979), solved to the optimum by HiGHS through
+`scipy.optimize.milp`. Squares, because the errors of different groups are taken as uncorrelated:
+their norms then add like the legs of a right angle.
 
 The time of a group under a scheme is modelled from a table of one GPU, which holds one row per
 (role, scheme): the time of the group's single GEMM (q, k and v stacked, w1 and w3 stacked) at M
@@ -24,10 +31,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+import scipy
 import torch
 
 from dit8.quant.errors import UserError
-from dit8.quant.knapsack import Choice, as_items, choose_schemes, explain, pareto
 from dit8.quant.types import Group, Scheme
 
 SCHEMES = ("bf16", "int8", "int8_rotate")
@@ -156,18 +164,157 @@ def group_cost(
     return nearest.ms * (n * k) / (nearest.n * nearest.k)
 
 
+# HiGHS stops within 1e-6 of the optimum, an absolute gap that scipy cannot set. The objective is
+# scaled so that the largest single d^2 is a million: what is left is 1e-12 of it.
+OBJECTIVE_SCALE = 1e6
+# Its rows hold to about 1e-6 of their scale, which is the budget here.
+BUDGET_TOLERANCE = 1e-6
 CURVE_POINTS = 25
+
+Table = Mapping[str, Mapping[str, float]]  # group -> scheme -> ms, or -> damage
 
 
 @dataclass(frozen=True)
-class AutoChoice:
+class Selection:
+    """A scheme for every group, and what that costs and does."""
+
+    schemes: dict[str, str]  # group -> scheme
+    cost: float  # ms
+    damage: float  # root of the sum of squares over groups
+
+
+@dataclass(frozen=True)
+class AutoChoice(Selection):
     """What was chosen, the alternatives at other budgets, and why."""
 
-    schemes: dict[str, str]  # "branch/group" -> scheme
-    cost: float
-    damage: float  # root of the sum of squares over groups
-    pareto: tuple[Choice, ...]  # rising cost, falling damage
+    pareto: tuple[Selection, ...]  # rising cost, falling damage
     reasons: dict[str, str]  # "branch/group" -> sentence
+
+
+def choose_schemes(costs: Table, damages: Table, budget: float) -> Selection:
+    """Solve the multiple-choice knapsack above.
+
+    Args:
+        costs: group -> scheme -> ms.
+        damages: of the same groups and schemes, relative errors.
+        budget: largest total cost; kept to one part in a million.
+
+    Returns:
+        the optimum; of equally damaging schemes the cheapest, then the first.
+
+    Raises:
+        UserError: no choice is that cheap; says what the cheapest one costs.
+        ValueError: the tables disagree, a group without schemes, or a number that is negative or
+            not finite.
+    """
+    _check(costs, damages)
+    least = sum(min(row.values()) for row in costs.values())
+    if budget < least * (1 - BUDGET_TOLERANCE):
+        raise UserError(
+            f"choose_schemes: the budget must be at least {least:.6g} ms, the cheapest choice, "
+            f"got {budget:.6g} ms; allow more latency"
+        )
+    kept = [(g, s) for g in damages for s in _undominated(costs[g], damages[g])]
+    if not kept:
+        return Selection({}, 0.0, 0.0)
+    squares = np.array([damages[g][s] ** 2 for g, s in kept])
+    times = np.array([costs[g][s] for g, s in kept])
+    place = {group: index for index, group in enumerate(damages)}
+    groups = np.array([place[g] for g, _ in kept])
+    one_each = scipy.sparse.csr_array(
+        (np.ones(len(kept)), (groups, np.arange(len(kept)))), shape=(len(damages), len(kept))
+    )
+    unit = max(budget, least) or 1.0
+    result = scipy.optimize.milp(
+        squares * (OBJECTIVE_SCALE / (squares.max() or 1.0)),
+        integrality=np.ones(len(kept)),
+        bounds=scipy.optimize.Bounds(0, 1),
+        constraints=[
+            scipy.optimize.LinearConstraint(one_each, 1, 1),
+            scipy.optimize.LinearConstraint(times[None] / unit, -np.inf, max(budget, least) / unit),
+        ],
+        options={"mip_rel_gap": 0},
+    )
+    if result.x is None:
+        raise RuntimeError(f"choose_schemes: HiGHS found no solution: {result.message}")
+    schemes = {g: s for (g, s), x in zip(kept, result.x, strict=True) if x > 0.5}
+    cost = sum(costs[g][s] for g, s in schemes.items())
+    return Selection(schemes, cost, math.sqrt(sum(damages[g][s] ** 2 for g, s in schemes.items())))
+
+
+def pareto(costs: Table, damages: Table, points: int) -> list[Selection]:
+    """Trace least damage against cost, from the cheapest choice to the least damaging one.
+
+    Args:
+        costs, damages: as in `choose_schemes`.
+        points: budgets tried, equally spaced, >= 2; equal choices are listed once.
+
+    Returns:
+        choices of rising cost and falling damage.
+
+    Raises:
+        ValueError: `points` below 2; see `choose_schemes`.
+    """
+    if points < 2:
+        raise ValueError(f"pareto: points must be at least 2, got {points}")
+    _check(costs, damages)
+    kept = {g: _undominated(costs[g], damages[g]) for g in damages}  # rising cost, falling damage
+    low, high = (sum(costs[g][schemes[end]] for g, schemes in kept.items()) for end in (0, -1))
+    curve: list[Selection] = []
+    for budget in np.linspace(low, high, points):
+        found = choose_schemes(costs, damages, float(budget))
+        if not curve or found.damage < curve[-1].damage:
+            curve.append(found)
+    return curve
+
+
+def explain(costs: Table, damages: Table, schemes: Mapping[str, str]) -> dict[str, str]:
+    """Say for every group what its scheme does and what each other one would change."""
+    reasons = {}
+    for group, chosen in schemes.items():
+        parts = [f"{chosen}: damage {damages[group][chosen]:.2g}"]
+        for other, damage in damages[group].items():
+            if other != chosen:
+                cost = _cost(costs[group][other] - costs[group][chosen])
+                change = _damage(damage - damages[group][chosen])
+                parts.append(f"{other} would {cost} for {change}")
+        reasons[group] = "; ".join(parts)
+    return reasons
+
+
+def _cost(ms: float) -> str:
+    if abs(ms) < 5e-7:
+        return "cost the same"
+    return f"cost {ms:.2g} ms more" if ms > 0 else f"save {-ms:.2g} ms"
+
+
+def _damage(change: float) -> str:
+    if change == 0:
+        return "equal damage"
+    return f"{abs(change):.2g} {'more' if change > 0 else 'less'} damage"
+
+
+def _undominated(costs: Mapping[str, float], damages: Mapping[str, float]) -> list[str]:
+    """Sort schemes by cost and drop what costs more, or as much, without damaging less."""
+    kept: list[str] = []
+    for scheme in sorted(damages, key=lambda scheme: (costs[scheme], damages[scheme])):
+        if not kept or damages[scheme] < damages[kept[-1]]:
+            kept.append(scheme)
+    return kept
+
+
+def _check(costs: Table, damages: Table) -> None:
+    if {g: set(s) for g, s in costs.items()} != {g: set(s) for g, s in damages.items()}:
+        raise ValueError("choose_schemes: costs and damages must have the same groups and schemes")
+    for group, row in damages.items():
+        if not row:
+            raise ValueError(f"choose_schemes: {group} must have at least one scheme, got none")
+        for scheme, damage in row.items():
+            if not all(math.isfinite(v) and v >= 0 for v in (costs[group][scheme], damage)):
+                raise ValueError(
+                    f"choose_schemes: cost and damage of {group} as {scheme} must be finite and "
+                    f">= 0, got {costs[group][scheme]} and {damage}"
+                )
 
 
 def guidance_weights(
@@ -229,7 +376,7 @@ def choose(
         damage: "branch/group" -> scheme -> (bins,) fp64, from `quant.layer_sensitivity`; a
             scheme that changes nothing, such as bf16, has zeros.
         weights: branch -> (bins,) fp64, see `guidance_weights`.
-        costs: "branch/group" -> scheme -> ms, from `quant.auto`.
+        costs: "branch/group" -> scheme -> ms, see `group_cost`.
         budget: ms that all groups of both branches may take together.
 
     Returns:
@@ -246,7 +393,7 @@ def choose(
         }
         for group, row in damage.items()
     }
-    items = as_items(costs, damages)
-    chosen = choose_schemes(items, budget)
-    curve = tuple(pareto(items, CURVE_POINTS))
-    return AutoChoice(chosen.schemes, chosen.cost, chosen.damage, curve, explain(items, chosen))
+    chosen = choose_schemes(costs, damages, budget)
+    curve = tuple(pareto(costs, damages, CURVE_POINTS))
+    reasons = explain(costs, damages, chosen.schemes)
+    return AutoChoice(chosen.schemes, chosen.cost, chosen.damage, curve, reasons)
