@@ -61,3 +61,23 @@ def backend_name(device: "torch.device | str") -> str:
             "install the triton pinned in constraints.txt or use hardware=cpu"
         )
     return "triton"
+
+
+def needs_dispatcher(x: "torch.Tensor") -> bool:
+    """Tell whether an op on x must go through torch's dispatcher; else its plain torch will do.
+
+    A custom op costs 0.12 ms a call on one core of an AMD EPYC, in which a (400, 256) x (256, 256)
+    product takes 0.6: drawing with the mini, 8 % of the time. What it is for is CUDA, autograd
+    (there is no backward, and it says so), torch.compile, and tensors or modes that stand in for
+    computation.
+    """
+    import torch
+    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+    return (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or type(x) is not torch.Tensor
+        or is_in_torch_dispatch_mode()
+    )

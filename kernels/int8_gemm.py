@@ -26,7 +26,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dit8.kernels.backend import backend_name
+from dit8.kernels.backend import backend_name, needs_dispatcher
 
 K_MAX = (2**31 - 1) // 127**2  # 133,144
 OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -357,7 +357,8 @@ def int8_gemm(
         if residual.ndim > 1
         else residual[None]
     )
-    out = _int8_gemm(x.reshape(-1, k), x_scale.reshape(-1), w, w_scale, bias, out_dtype, gate, flat)
+    run = _int8_gemm if needs_dispatcher(x) else int8_gemm_reference
+    out = run(x.reshape(-1, k), x_scale.reshape(-1), w, w_scale, bias, out_dtype, gate, flat)
     return out.reshape(*rows, n)
 
 

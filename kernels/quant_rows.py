@@ -20,7 +20,7 @@ would write and read the row once more in fp32: 8 bytes a value for 3.
 
 import torch
 
-from dit8.kernels.backend import backend_name
+from dit8.kernels.backend import backend_name, needs_dispatcher
 from dit8.kernels.hadamard import LARGEST_GROUP, is_group, rotate
 
 X_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -167,5 +167,6 @@ def quant_rows(
     (kernels.hadamard_triton), so that few codes beside a tie differ by one.
     """
     _check(x, smooth, rotation)
-    codes, scale = _quant_rows(x.reshape(-1, x.shape[-1]), smooth, rotation)
+    run = _quant_rows if needs_dispatcher(x) else quant_rows_reference
+    codes, scale = run(x.reshape(-1, x.shape[-1]), smooth, rotation)
     return codes.reshape(x.shape), scale.reshape(*x.shape[:-1], 1)

@@ -1,8 +1,12 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit8.kernels import backend
 from dit8.kernels.backend import KernelError, backend_name
+from dit8.kernels.int8_gemm import int8_gemm
+from dit8.kernels.quant_rows import quant_rows
 
 
 def pretend_gpu(monkeypatch, capability=(9, 0), triton=True):
@@ -43,3 +47,39 @@ def test_an_absent_gpu_is_an_error(monkeypatch):
 def test_another_device_type_is_an_error():
     with pytest.raises(KernelError, match=r"device must be cpu or cuda, got mps; .*hardware=cpu"):
         backend_name("mps")
+
+
+def test_on_a_cpu_the_dispatcher_is_passed_by_only_where_it_does_nothing():
+    """int8_gemm and quant_rows give the same bytes either way: what a mode sees tells the way."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 64, generator=generator) for n in (5, 8))
+    wq, ws = quant_rows(w)
+
+    def product():
+        codes, scale = quant_rows(x)
+        return int8_gemm(codes, scale, wq, ws.squeeze(1))
+
+    with torch.no_grad():
+        direct = product()
+        with Ops() as seen:
+            watched = product()
+        with FakeTensorMode() as mode:
+            wq, ws = mode.from_tensor(wq), mode.from_tensor(ws)
+            codes, scale = quant_rows(mode.from_tensor(x))
+            assert int8_gemm(codes, scale, wq, ws.squeeze(1)).shape == (5, 8)
+    assert torch.equal(direct, watched)
+    assert {"dit8::quant_rows", "dit8::int8_gemm"} <= seen.names
+    with pytest.raises(RuntimeError, match="autograd"):  # there is no backward, and it is said
+        quant_rows(x.requires_grad_())[1].sum().backward()
+
+
+class Ops(TorchDispatchMode):
+    """Keeps the names of the ops that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
