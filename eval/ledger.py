@@ -17,7 +17,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from dit8.quant.files import locked, write_atomically
 
 # in indented JSON, where a line break is never inside a string
 PLAIN_LIST = re.compile(r"\[\n[^][{}]*\n\s*\]")
+SCORERS = "scorers"  # in a run's record: what its scores are, see eval/score.py
 
 _RUN_COLUMNS = tuple(RunKey.__dataclass_fields__)
 
@@ -152,25 +153,74 @@ def score_rows(
     ]
 
 
-def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Path:
-    """Write `folder`/<run_id>.json (sorted keys, trailing newline), replacing it at once.
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run's record, <results>/runs/<run_id>.json; empty where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        run_row(record)
+        return record
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"ledger: {path} must be the record of a run, got {type(error).__name__}: {error}; "
+            "restore it from version control, or remove the run's rows"
+        ) from error
+
+
+def was_only_scored(record: Mapping[str, Any]) -> bool:
+    """Tell whether a record says nothing of how the run was drawn: elsewhere, or not yet."""
+    return record.keys() <= {SCORERS}
+
+
+def change_record(
+    folder: Path | str, run_id: str, change: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> Path:
+    """Replace `folder`/<run_id>.json (sorted keys, trailing newline) at once, under its lock.
+
+    Args:
+        folder: <results>/runs.
+        run_id: of the run.
+        change: gets the record as it is, empty where there is none, and returns it as it should be.
 
     Raises:
         ValueError: run_id is not 12 hex digits, or the record is no strict JSON.
-        UserError: no write permission.
+        UserError: no write permission, or the file is damaged.
     """
     if not re.fullmatch(r"[0-9a-f]{12}", run_id):
-        raise ValueError(f"write_run: run_id must be 12 hexadecimal digits, got {run_id!r}")
-    try:
-        text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"write_run: the record of {run_id} is no strict JSON: {error}") from error
-    # lists of plain values on one line each, such as a prompt and its seed: half the bytes
-    text = PLAIN_LIST.sub(
-        lambda found: re.sub(r"\n\s*", "", re.sub(r",\n\s*", ", ", found[0])), text
-    )
+        raise ValueError(f"run_id must be 12 hexadecimal digits, got {run_id!r}")
     path = Path(folder) / f"{run_id}.json"
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    with locked(path):
+        before = read_record(path)
+        after = dict(change(before))
+        try:
+            text = json.dumps(after, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the record of {run_id} is no strict JSON: {error}") from error
+        # lists of plain values on one line each, such as a prompt and its seed: half the bytes
+        text = PLAIN_LIST.sub(
+            lambda found: re.sub(r"\n\s*", "", re.sub(r",\n\s*", ", ", found[0])), text
+        )
+        if after != before or not path.exists():
+            write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+    return path
+
+
+def write_run(folder: Path | str, run_id: str, record: Mapping[str, Any]) -> Path:
+    """Write what a run is into its record and into runs.csv; what scored it stays.
+
+    Raises:
+        ValueError, UserError: as `change_record`; another run has the name already.
+    """
+
+    def keep_scorers(before: dict[str, Any]) -> dict[str, Any]:
+        return {key: before[key] for key in before.keys() & {SCORERS}} | record
+
+    path = change_record(folder, run_id, keep_scorers)
     if "run" in record:
         _keep_runs(path.parents[1], {astuple(RunKey(**record["run"]))}, record)
     return path
@@ -217,26 +267,12 @@ def _keep_runs(results: Path, keys: set[tuple], record: Mapping[str, Any] | None
                     f"{known[: len(key) - 1]} in {path}; move the files of one of them away"
                 )
             if known is None or record is not None:
-                said = _recorded(results / "runs" / f"{key[0]}.json") if record is None else record
+                said = record or read_record(results / "runs" / f"{key[0]}.json")
                 found = dict.fromkeys(RUNS.columns, "") | run_row(said)
                 found |= dict(zip(_RUN_COLUMNS, key, strict=True))
                 rows[key[:1]] = tuple(found[name] for name in RUNS.values)
         if rows != stored:
             _write_rows(path, RUNS, rows)
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        run_row(record)
-        return record
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"ledger: {path} must be the record of a run, got {type(error).__name__}: {error}; "
-            "restore it from version control, or remove the run's rows"
-        ) from error
 
 
 def _load(path: Path, layout: Layout) -> dict[tuple, tuple]:

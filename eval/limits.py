@@ -25,6 +25,7 @@ import pandas as pd
 
 from dit8.eval.ablation import Run
 from dit8.eval.exact_match import Values, delta_interval, discordant_interval
+from dit8.eval.ledger import was_only_scored
 from dit8.eval.margins import Margin
 from dit8.eval.run import Interval
 from dit8.eval.scorers import get_scorer
@@ -151,12 +152,14 @@ def read_records(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.json")):
-            if path.name.endswith(".scorers.json"):
+            if path.name.endswith(".scorers.json"):  # of older versions
                 continue
             try:
                 record = json.loads(path.read_text(encoding="utf-8"))
+                if was_only_scored(record):
+                    continue
                 record["identity"]["sampler"]["steps"], record["started"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"limits: {path} must be the record of a run, got {type(error).__name__}: "
                     f"{error}; restore it from version control"

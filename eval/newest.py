@@ -7,11 +7,11 @@ than the columns of the ledger say, such as steps, guidance, a LoRA or the calib
 stay.
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
+from dit8.eval.ledger import read_record, was_only_scored
 from dit8.quant.errors import UserError
 from dit8.quant.files import canonical_json
 
@@ -40,15 +40,15 @@ def newest_runs(rows: pd.DataFrame, records: Path) -> pd.DataFrame:
     replaced = set()
     for run_id in sorted(rows["run_id"].unique()):
         path = records / f"{run_id}.json"
-        if not path.exists():
+        record = read_record(path)
+        if was_only_scored(record):
             continue
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             key = {name: value for name, value in record["run"].items() if name != "run_id"}
             weights = {n: record["config"].get(n, old) for n, old in CHECKPOINT.items()}
             same = canonical_json([key, record["identity"], record["prompts"], weights])
             found = (str(record["started"]), run_id)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"ledger: {path} must be the record of a run, got {type(error).__name__}: {error}; "
                 "restore it from version control, or remove the run's rows"

@@ -8,14 +8,13 @@ A scorer is a frozen dataclass, and a user's setting (which weights, which text,
 replaces one of its fields. Settings are checked before the first picture is drawn, because a
 mistyped one would otherwise show hours later.
 
-What the scores of a run are is recorded in <results>/runs/<run_id>.scorers.json, an entry per
-scorer. A ledger row is a number under a scorer's name; what the name means (direction, unit, range,
-what is done to the picture, which weights with which hash, which text) is settings and files on the
-machine that scored, so it is kept beside the rows. It also protects them: rows made under one
-definition are neither extended nor shown under another.
+What the scores of a run are is in its record, <results>/runs/<run_id>.json, under "scorers", an
+entry per scorer. A ledger row is a number under a scorer's name; what the name means (direction,
+unit, range, what is done to the picture, which weights with which hash, which text) is settings and
+files on the machine that scored, so it is kept beside the rows. It also protects them: rows made
+under one definition are neither extended nor shown under another.
 """
 
-import json
 import math
 import sys
 import traceback
@@ -27,14 +26,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dit8.eval.ledger import SCORES, read_table, score_rows, upsert
+from dit8.eval.ledger import (
+    SCORERS,
+    SCORES,
+    change_record,
+    read_record,
+    read_table,
+    score_rows,
+    upsert,
+)
 from dit8.eval.run import Run, pair_samples
 from dit8.eval.score_text import MODES
 from dit8.eval.scorers import Scorer, get_scorer
 from dit8.eval.scorers.ocr import OcrScorer
 from dit8.models.types import Sample
 from dit8.quant.errors import UserError
-from dit8.quant.files import locked, write_atomically
 
 SETTABLE = ("backbone", "checkpoint", "sha256", "score_text", "device")  # fields of some scorers
 
@@ -145,32 +151,20 @@ def describe_scorer(scorer: Scorer) -> dict[str, Any]:
     }
 
 
-def record_path(folder: Path, run_id: str) -> Path:
-    """Name the record of a run; `folder` is <results>/runs."""
-    return folder / f"{run_id}.scorers.json"
-
-
 def read_entries(folder: Path, run_id: str) -> Entries:
-    """Read the record of a run; one that does not exist yet is empty.
+    """Read what scored a run; nothing yet: empty. `folder` is <results>/runs.
+
+    Older versions wrote <run_id>.scorers.json beside the record; what is there still counts.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: a file is damaged.
     """
-    path = record_path(folder, run_id)
-    if not path.exists():
-        return {}
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} must be the JSON record of a run's scorers, got {type(error).__name__}: "
-            f"{error}; restore it from version control or delete it"
-        ) from error
-    return entries
+    older = read_record(folder / f"{run_id}.scorers.json")
+    return older | read_record(folder / f"{run_id}.json").get(SCORERS, {})
 
 
 def write_entry(folder: Path, run_id: str, name: str, entry: Mapping[str, Any]) -> None:
-    """Put one scorer's entry into the record of a run, under a lock; the others stay.
+    """Put one scorer's entry into the record of a run; the others stay.
 
     An entry of a scorer that was measured is replaced by another measurement only: its rows are
     still in the ledger. Nothing is written where nothing changes.
@@ -178,21 +172,15 @@ def write_entry(folder: Path, run_id: str, name: str, entry: Mapping[str, Any]) 
     Raises:
         UserError: no write permission, or the file is damaged.
     """
-    path = record_path(folder, run_id)
-    with locked(path):
+
+    def put(record: dict[str, Any]) -> dict[str, Any]:
         entries = read_entries(folder, run_id)
         before = entries.get(name)
-        keeps = before is not None and before["status"] == MEASURED != entry["status"]
-        if keeps or before == entry:
-            return
-        text = json.dumps(
-            entries | {name: dict(entry)},
-            sort_keys=True,
-            indent=2,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-        write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+        if before is None or before["status"] != MEASURED or entry["status"] == MEASURED:
+            entries[name] = dict(entry)
+        return record | {SCORERS: entries}
+
+    change_record(folder, run_id, put)
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from dit8.conf.paths import ROOT, from_root
 from dit8.eval.job import Job
-from dit8.eval.ledger import LATENCY, upsert, write_run
+from dit8.eval.ledger import LATENCY, read_record, upsert, was_only_scored, write_run
 from dit8.eval.provenance import describe
 from dit8.eval.run import write_run_record
 from dit8.eval.shards import WHOLE, Part, Shard, leave, merge
@@ -221,7 +221,7 @@ def branch_bytes(job: Job) -> int | None:
 
 def _is_drawn(job: Job) -> bool:
     # A run stopped after its last picture still lacks its record.
-    return not job.missing(WHOLE) and job.record.exists()
+    return not job.missing(WHOLE) and not was_only_scored(read_record(job.record))
 
 
 @contextmanager

@@ -16,9 +16,9 @@ outputs/runs, and results=results the committed ledger. Stopped and started agai
 Compare variants at one dtype: bf16 arithmetic alone moves the latents as much as INT8. A scorer
 whose weights or packages are not here is reported as not measured and left out; one that fails is
 named, the others go on, and the exit code is 1. What each score means (direction, range,
-preprocessing, checkpoint hash) is in <results>/runs/<run_id>.scorers.json. At the end the runs that
-share the reference are laid out in an HTML page (scripts/report.py; report=false: none). Prints the
-tables, and one JSON document last. Sweeps (-m), shards and Slurm: docs/sweeps.md.
+preprocessing, checkpoint hash) is in the record, too. At the end the runs that share the reference
+are laid out in an HTML page (scripts/report.py; report=false: none). Prints the tables, and one
+JSON document last. Sweeps (-m), shards and Slurm: docs/sweeps.md.
 """
 
 import json

@@ -7,9 +7,9 @@
     python scripts/score.py fused.tar --scorers hpsv2 --set hpsv2.checkpoint=HPS_v2.1_compressed.pt
 
 Takes folders written by scripts/evaluate.py, or their archives (archive=true). Rows go to
-<results>/scores.csv, by default outputs/results, what they mean to
-<results>/runs/<run_id>.scorers.json. A scorer that cannot run here is reported as not measured; one
-that fails is named, the others go on, and the exit code is 1. Prints one JSON document last.
+<results>/scores.csv, by default outputs/results, what they mean to <results>/runs/<run_id>.json. A
+scorer that cannot run here is reported as not measured; one that fails is named, the others go on,
+and the exit code is 1. Prints one JSON document last.
 """
 
 import argparse

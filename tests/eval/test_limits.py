@@ -385,6 +385,7 @@ def test_records_of_the_first_folder_count(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.json").write_text(json.dumps(record(steps=steps)))
         (tmp_path / folder / "a.scorers.json").write_text("{}")
+        (tmp_path / folder / "c.json").write_text('{"scorers": {}}')  # drawn elsewhere
     found = read_records([tmp_path / "one", tmp_path / "two"])
     assert list(found) == ["a"] and found["a"]["identity"]["sampler"]["steps"] == 12
     (tmp_path / "one" / "b.json").write_text('{"identity": {}}')

@@ -120,7 +120,7 @@ def test_the_reference_gets_no_relative_scores(runs, ledger):
 def test_what_the_ledger_has_is_not_computed_again(runs, ledger, stand, capsys):
     reference, run = runs
     score_run(run, reference, ["ssim"], ledger)
-    record = ledger.parent / "runs" / f"{run.key.run_id}.scorers.json"
+    record = ledger.parent / "runs" / f"{run.key.run_id}.json"
     before = ledger.read_bytes(), record.read_bytes()
     record.unlink()  # rows older than the record are trusted
     forbid(stand, "ssim")

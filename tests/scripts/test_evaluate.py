@@ -159,7 +159,8 @@ def test_the_record_says_what_made_the_run(drawn, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_record_says_what_the_scores_mean(drawn, variant):
     run_id = drawn.documents[variant]["run_id"]
-    entries = json.loads((drawn.place.results / "runs" / f"{run_id}.scorers.json").read_text())
+    record = json.loads((drawn.place.results / "runs" / f"{run_id}.json").read_text())
+    entries = record["scorers"]
     assert set(entries) == set(drawn.documents[variant]["scores"])
     for entry in entries.values():
         assert entry["status"] == "measured" and entry["pictures"] == 4
