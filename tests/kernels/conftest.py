@@ -1,5 +1,6 @@
 """Ways to run a Triton kernel in a test (interpreted, on CUDA, only compiled), and GEMM bounds."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,16 +15,24 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("run_interpreted.py")
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """Return the variables of a process that finds the checkout and computes with one thread."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    return env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
+
+
 @pytest.fixture(scope="session")
 def run_child():
     """Return a function that runs Python in a fresh process with the repo root on its path."""
 
     def run(*arguments: str, **variables: str) -> str:
-        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-        env |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
         done = subprocess.run(
-            [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, *arguments],
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
@@ -36,7 +45,22 @@ def major_minor(package: str) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="session")
-def run_interpreted(run_child, tmp_path_factory):
+def interpreter():
+    """Start run_interpreted.py, once for all modules of a pytest process."""
+    child = subprocess.Popen(
+        [sys.executable, str(CHILD)],
+        env=environment(TRITON_INTERPRET="1"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield child
+    child.stdin.close()
+    assert child.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="session")
+def run_interpreted(interpreter, tmp_path_factory):
     """Return a function: kernel module, cases -> {name: args after the launch}.
 
     A case is {name: (launch args, config)} or {name: (launch args, config, keyword args)}.
@@ -51,7 +75,9 @@ def run_interpreted(run_child, tmp_path_factory):
             for name, (args, config, *keywords) in cases.items()
         }
         torch.save({"module": module, "cases": plain}, folder / "in.pt")
-        run_child(str(CHILD), str(folder / "in.pt"), str(folder / "out.pt"), TRITON_INTERPRET="1")
+        print(folder / "in.pt", folder / "out.pt", sep="\t", file=interpreter.stdin, flush=True)
+        said = json.loads(interpreter.stdout.readline())
+        assert said == "", said
         return torch.load(folder / "out.pt", weights_only=True)
 
     return run

@@ -1,12 +1,15 @@
-"""Run launches of one kernel module under Triton's interpreter: `run_interpreted.py IN OUT`.
+"""Run launches of kernel modules under Triton's interpreter, for every line `IN<tab>OUT` of stdin.
 
 A process of its own, because Triton reads TRITON_INTERPRET when a kernel is *defined*: in a pytest
 process that has imported Triton already (torch does it too) the variable comes too late. conftest
-starts it with the variable set. IN holds {"module", "cases": {name: (args, config, keywords)}};
-OUT gets {name: args} as the launches left them.
+starts it with the variable set, once: its imports take three seconds. IN holds {"module", "cases":
+{name: (args, config, keywords)}}; OUT gets {name: args} as the launches left them. A line of JSON
+answers each: "" or what went wrong.
 """
 
+import json
 import sys
+import traceback
 from importlib import import_module
 
 import numpy as np
@@ -37,8 +40,7 @@ def repair_interpreter() -> None:
     InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, widen(a), widen(b), *rest)
 
 
-def main(path_in: str, path_out: str) -> None:
-    repair_interpreter()
+def run(path_in: str, path_out: str) -> None:
     job = torch.load(path_in, weights_only=True)
     module = import_module(job["module"])
     for args, config, keywords in job["cases"].values():
@@ -46,5 +48,16 @@ def main(path_in: str, path_out: str) -> None:
     torch.save({name: case[0] for name, case in job["cases"].items()}, path_out)
 
 
+def main() -> None:
+    repair_interpreter()
+    for line in sys.stdin:
+        said = ""
+        try:
+            run(*line.rstrip("\n").split("\t"))
+        except Exception:
+            said = traceback.format_exc()
+        print(json.dumps(said), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
