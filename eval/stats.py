@@ -8,6 +8,7 @@ much. Where few pairs differ, take `eval.exact_match.discordant_interval` instea
 contains zero does not show that two variants are equal: see `eval.equivalence`.
 """
 
+import functools
 import math
 import warnings
 from collections import defaultdict
@@ -54,7 +55,7 @@ def paired_interval(
     Raises:
         UserError: a key without partner, a non-finite value, fewer than three prompts.
     """
-    return _bootstrap(prompt_differences(a, b), level, n_resamples, seed)
+    return _bootstrap(prompt_differences(a, b).tobytes(), level, n_resamples, seed)
 
 
 def mean_interval(
@@ -67,7 +68,8 @@ def mean_interval(
     """Estimate the mean of `values` over prompts; arguments and methods as `paired_interval`."""
     _check_finite(values)
     scale = max((abs(v) for v in values.values()), default=0.0)
-    return _bootstrap(_without_rounding(_prompt_means(values), scale), level, n_resamples, seed)
+    means = _without_rounding(_prompt_means(values), scale)
+    return _bootstrap(means.tobytes(), level, n_resamples, seed)
 
 
 def prompt_differences(a: Mapping[SampleKey, float], b: Mapping[SampleKey, float]) -> np.ndarray:
@@ -139,7 +141,9 @@ def _without_rounding(values: np.ndarray, scale: float) -> np.ndarray:
     return np.full_like(values, mean if abs(mean) > ROUNDING * scale else 0.0)
 
 
-def _bootstrap(values: np.ndarray, level: float, n_resamples: int, seed: int) -> Interval:
+@functools.cache  # 20 ms each, and pages and tables ask again for the same
+def _bootstrap(data: bytes, level: float, n_resamples: int, seed: int) -> Interval:
+    values = np.frombuffer(data, dtype=np.float64)
     n = len(values)
     if np.ptp(values) == 0.0:
         estimate = float(values[0])
