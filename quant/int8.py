@@ -7,7 +7,7 @@ Symmetric per-channel weights and per-token activations as in SmoothQuant, arXiv
 up to K = 133,144. Scale and division stay in fp32 whatever the input's dtype: a bf16 scale alone
 costs about a third more error.
 
-Beside it, how far int8 moves a weight: ||(W - W_int8) diag(c)||_F / ||W diag(c)||_F.
+Beside it, how far a tensor moved: ||(A - B) diag(c)||_F / ||A diag(c)||_F.
 """
 
 import math
@@ -15,16 +15,11 @@ from collections.abc import Iterable
 
 import torch
 
+from dit8.kernels.quant_rows import quant_rows_reference
 from dit8.quant.errors import UserError
 
 CODE_MAX = 127
 BLOCK_VALUES = 2**20  # rows are worked on so many values at a time: fp32 temporaries of 4 MiB
-
-
-def _to_scales(absmax: torch.Tensor) -> torch.Tensor:
-    """Turn largest magnitudes into steps; 0, or a step that underflows, becomes 1."""
-    scales = absmax / CODE_MAX
-    return scales.masked_fill(scales == 0, 1.0)
 
 
 def _round(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -69,7 +64,8 @@ def quantize_weight(
         )
     if per_tensor:
         absmax = absmax.amax().repeat(len(absmax))
-    scales = _to_scales(absmax)
+    scales = absmax / CODE_MAX
+    scales.masked_fill_(scales == 0, 1.0)  # zeros, and a step that is no fp32 number any more
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for block, scale, out in zip(
         weight.split(rows), scales.split(rows), codes.split(rows), strict=True
@@ -89,14 +85,15 @@ def quantize_rows(
 
     Returns:
         codes (..., K) int8 in [-127, 127], scales (..., 1) fp32; x / smooth ~ codes * scales. A
-        row with NaN or infinity has codes 0 and scale NaN, so that its product is NaN. Equal bit
-        for bit to `kernels.quant_rows.quant_rows`, which is the fast form for a GPU.
+        row with NaN or infinity has codes 0 and scale NaN, so that its product is NaN. Plain torch
+        on every device; `kernels.quant_rows.quant_rows` gives the same bits by one kernel.
 
     Raises:
         ValueError: K is 0.
     """
-    x, absmax = _smoothed(x, smooth)
-    return _finish(x, absmax, _to_scales(absmax))
+    _check_columns(x)
+    codes, scales = quant_rows_reference(x.reshape(-1, x.shape[-1]), smooth)
+    return codes.reshape(x.shape), scales.reshape(*x.shape[:-1], 1)
 
 
 def quantize_static(
@@ -124,28 +121,17 @@ def quantize_static(
         raise ValueError(
             f"quantize_static: scale must be () float32, got {tuple(scale.shape)} {scale.dtype}"
         )
-    x, absmax = _smoothed(x, smooth)
-    return _finish(x, absmax, scale.expand(absmax.shape))
+    _check_columns(x)
+    x = x.float() if smooth is None else x.float() / smooth
+    broken = ~x.abs().amax(dim=-1, keepdim=True).isfinite()
+    # The cast of NaN to an integer is undefined; scale NaN keeps the row from passing for a number.
+    codes = _round(x, scale).masked_fill_(broken, 0).to(torch.int8)
+    return codes, scale.expand(broken.shape).masked_fill(broken, torch.nan)
 
 
-def _smoothed(x: torch.Tensor, smooth: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x / smooth in fp32 and the largest magnitude of each row, (..., 1)."""
+def _check_columns(x: torch.Tensor) -> None:
     if x.shape[-1] == 0:
         raise ValueError(f"int8: rows must have at least one column, got {tuple(x.shape)}")
-    x = x.float()
-    if smooth is not None:
-        x = x / smooth
-    return x, x.abs().amax(dim=-1, keepdim=True)
-
-
-def _finish(
-    x: torch.Tensor, absmax: torch.Tensor, scales: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round, and mark the rows that hold NaN or infinity."""
-    broken = ~absmax.isfinite()
-    # The cast of NaN to an integer is undefined; scale NaN keeps the row from passing for a number.
-    codes = _round(x, scales).masked_fill_(broken, 0).to(torch.int8)
-    return codes, scales.masked_fill(broken, torch.nan)
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -158,24 +144,18 @@ def dequantize(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) ->
     return (codes.float() * scales).to(dtype)
 
 
-def relative_error(
-    reference: torch.Tensor, approximation: torch.Tensor, column_scale: torch.Tensor | None = None
-) -> float:
-    """Compare two tensors: ||(A - B) diag(c)||_F / ||A diag(c)||_F, in fp64; 0 for a zero A.
+def relative_error(reference: torch.Tensor, approximation: torch.Tensor) -> float:
+    """Compare two tensors: ||A - B||_F / ||A||_F, in fp64; 0 for a zero A.
 
     Args:
-        reference: (N, K), or any other shape of at least one dimension.
+        reference: of at least one dimension.
         approximation: of the same shape.
-        column_scale: (K,) or None for ones; with the input's largest magnitudes it estimates the
-            relative error of the linear's output rather than of its weight.
     """
-    weight = 1.0 if column_scale is None else column_scale.double()
-    error = norm = 0.0
     rows = max(1, BLOCK_VALUES * len(reference) // max(1, reference.numel()))
-    for a, b in zip(reference.split(rows), approximation.split(rows), strict=True):
-        error += float(((a.double() - b.double()) * weight).square().sum())
-        norm += float((a.double() * weight).square().sum())
-    return math.sqrt(error / norm) if norm > 0 else 0.0
+    return relative_of(
+        (float((a.double() - b.double()).square().sum()), float(a.double().square().sum()))
+        for a, b in zip(reference.split(rows), approximation.split(rows), strict=True)
+    )
 
 
 def error_squares(

@@ -32,7 +32,7 @@ from dit8.quant.calibrate import absmax
 from dit8.quant.checkpoint.read import BranchSource, StoredWeight
 from dit8.quant.errors import UserError
 from dit8.quant.files import over_blocks
-from dit8.quant.int8 import dequantize, quantize_rows, quantize_weight
+from dit8.quant.int8 import dequantize, quantize_rows, quantize_weight, relative_of
 from dit8.quant.types import ActStats, Architecture, Group, ResolvedRecipe
 
 
@@ -241,16 +241,17 @@ def output_error(
     x = samples.float()
     codes, row_scales = quantize_rows(x, scale)
     rounded = dequantize(codes, row_scales, torch.float32)
-    error = norm = 0.0
+    squares = []
     for weight in weights:
         for block in weight.blocks():
             rows = weight.rows(*block)
             exact = x @ rows.T
             codes, scales = quantize_weight(rows * scale)
             made = rounded @ dequantize(codes, scales[:, None], torch.float32).T
-            error += float(torch.linalg.vector_norm(made - exact)) ** 2
-            norm += float(torch.linalg.vector_norm(exact)) ** 2
-    return math.sqrt(error / norm) if norm > 0 else 0.0
+            squares.append(
+                tuple(float(torch.linalg.vector_norm(t)) ** 2 for t in (made - exact, exact))
+            )
+    return relative_of(squares)
 
 
 def search_alphas(
