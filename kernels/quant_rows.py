@@ -49,8 +49,9 @@ def quant_rows_reference(
     broken = ~absmax.isfinite()
     scale.masked_fill_(broken, float("nan"))
     codes = (v / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-    if broken.any():  # 0.1 ms of indexing saved where, as always, nothing is
-        codes[broken] = 0  # the cast of NaN to an integer is undefined
+    # Asking first saves 0.1 ms on a CPU; on a GPU it would wait, which a CUDA graph cannot hold.
+    if x.device.type != "cpu" or broken.any():
+        codes.masked_fill_(broken[:, None], 0)  # the cast of NaN to an integer is undefined
     return codes.contiguous(), scale  # a transposed x makes transposed codes
 
 

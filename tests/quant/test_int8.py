@@ -107,6 +107,13 @@ def test_per_tensor_weight_by_hand():
     assert not codes.any() and torch.equal(scales, torch.ones(2))
 
 
+def test_off_the_cpu_nothing_waits_for_a_value():
+    """A CUDA graph cannot hold such a wait; a tensor on the meta device has no value to tell."""
+    x, smooth = torch.empty(3, 5, 8, device="meta"), torch.empty(8, device="meta")
+    for made in (quantize_rows(x, smooth), quantize_static(x, smooth[0], smooth)):
+        assert [tuple(part.shape) for part in made] == [(3, 5, 8), (3, 5, 1)]
+
+
 def test_static_codes_by_hand():
     # one scale whatever the row holds: small rows use few codes, ties go to the even code
     x = torch.tensor([[1.0, 2.0, 3.0], [-5.0, 253.0, 254.0], [-255.0, 1e30, -1e30]])
