@@ -15,7 +15,6 @@ Pure: the same rows give the same values. The ledger's keys tell neither steps n
 the record of a run does (`identity.sampler`), so runs are found through it.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import pandas as pd
 
 from dit8.eval.ablation import Run
 from dit8.eval.exact_match import Values, delta_interval, discordant_interval
-from dit8.eval.ledger import was_only_scored
+from dit8.eval.ledger import read_record, was_only_scored
 from dit8.eval.margins import Margin
 from dit8.eval.run import Interval
 from dit8.eval.scorers import get_scorer
@@ -155,11 +154,11 @@ def read_records(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
             if path.name.endswith(".scorers.json"):  # of older versions
                 continue
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
+                record = read_record(path)
                 if was_only_scored(record):
                     continue
                 record["identity"]["sampler"]["steps"], record["started"]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError) as error:
                 raise UserError(
                     f"limits: {path} must be the record of a run, got {type(error).__name__}: "
                     f"{error}; restore it from version control"
